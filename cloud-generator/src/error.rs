@@ -1,0 +1,66 @@
+use std::path::PathBuf;
+
+/// Result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong on the server side, one variant per thing a caller can act on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A part shared with the edge failed.
+    #[error(transparent)]
+    Edge(#[from] edgeweld::Error),
+    /// The tensor library failed.
+    #[error("tensor library: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// The operating system refused a file operation.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A configuration or command line value is outside its documented range.
+    #[error("invalid option {option}: {reason}")]
+    InvalidOption {
+        /// The option's name as the user writes it.
+        option: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A configuration, generator or checkpoint file does not say what it must.
+    #[error("{path}: {reason}")]
+    InvalidFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A line of a data file is not of a known schema.
+    #[error("{path}, line {line}: {reason}")]
+    InvalidData {
+        /// The data file.
+        path: PathBuf,
+        /// One-based line number.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The prompt has more tokens than the generator takes.
+    #[error("the prompt has {actual} tokens, the generator takes {limit}")]
+    PromptTooLong {
+        /// Tokens in the prompt.
+        actual: usize,
+        /// Most tokens the generator takes.
+        limit: usize,
+    },
+}
+
+impl Error {
+    /// Wraps an [`std::io::Error`] with the path it concerns.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

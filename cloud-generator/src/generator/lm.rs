@@ -1,0 +1,66 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
+use edgeweld::gguf::GgufFile;
+use edgeweld::model::Decoder;
+use edgeweld::pack::ModelIdentity;
+use edgeweld::tokenizer::{EncodeOptions, Tokenizer};
+use edgeweld::{CancelToken, Digest};
+
+use crate::Result;
+use crate::grad::Grad;
+
+/// A frozen language model on the differentiable backend, with its tokenizer.
+pub struct LanguageModel {
+    /// The model.
+    pub decoder: Decoder<Grad>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Digest of its file.
+    pub digest: Digest,
+    /// What packs for it must name.
+    pub identity: ModelIdentity,
+}
+
+impl LanguageModel {
+    /// Loads a GGUF file; weights are dequantised when first used.
+    pub fn load(path: &Path, device: &Device) -> Result<Self> {
+        let file = GgufFile::open(path)?;
+        let backend = Arc::new(Grad::new(device.clone()));
+        let decoder = Decoder::load(&file, backend, &CancelToken::default(), &mut |_, _| {})?;
+        let tokenizer = Tokenizer::from_gguf(file.metadata())?;
+        let identity = ModelIdentity::of(&file, &tokenizer)?;
+        Ok(Self { decoder, tokenizer, digest: identity.base, identity })
+    }
+
+    /// Token ids of plain text, with BOS where the model wants it.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.tokenizer.encode(text, EncodeOptions { add_special: true, parse_special: false })?;
+        let end = ids.len() - usize::from(self.tokenizer.adds_eos() && ids.last().copied() == self.tokenizer.eos());
+        Ok(ids[..end].to_vec())
+    }
+}
+
+/// What the edge model sees of a user's turn once the prompt is dropped, up to where it answers: the ChatML turn
+/// without any system message (SmolLM2's template would put a default one in). Models without ChatML tokens get
+/// the bare text and a line break.
+pub fn user_turn(tokenizer: &Tokenizer, system: Option<&str>, input: &str) -> Result<Vec<u32>> {
+    let (start, end) = (tokenizer.special_token("<|im_start|>"), tokenizer.special_token("<|im_end|>"));
+    let plain = |text: &str| tokenizer.encode(text, EncodeOptions { add_special: false, parse_special: false });
+    let (Some(start), Some(end)) = (start, end) else {
+        let system = system.map(|system| format!("{system}\n\n")).unwrap_or_default();
+        let text = format!("{system}{input}\n");
+        return Ok(tokenizer.encode(&text, EncodeOptions { add_special: true, parse_special: false })?);
+    };
+    let mut ids = Vec::new();
+    for (role, text) in system.map(|system| ("system", system)).into_iter().chain([("user", input)]) {
+        ids.push(start);
+        ids.extend(plain(&format!("{role}\n{text}"))?);
+        ids.push(end);
+        ids.extend(plain("\n")?);
+    }
+    ids.push(start);
+    ids.extend(plain("assistant\n")?);
+    Ok(ids)
+}

@@ -1,0 +1,52 @@
+use candle_core::{D, DType, Result, Tensor};
+
+/// Expert weights per row: softmax over experts, the `top_k` largest kept and renormalised, the rest zero (Eq. 6–7).
+pub struct Gates {
+    /// `[rows, expert]`; each row sums to 1.
+    pub values: Tensor,
+    /// Kept experts per row, largest first: `[rows][top_k]`.
+    pub experts: Vec<Vec<u32>>,
+}
+
+impl Gates {
+    /// Gates of router logits `[rows, expert]`. Gradients reach the kept experts only.
+    pub fn from_logits(logits: &Tensor, top_k: usize) -> Result<Self> {
+        let max = logits.max_keepdim(D::Minus1)?.detach();
+        let exp = logits.broadcast_sub(&max)?.exp()?;
+        let softmax = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
+
+        let rows: Vec<Vec<f64>> = softmax.detach().to_dtype(DType::F64)?.to_vec2()?;
+        let experts: Vec<Vec<u32>> = rows.iter().map(|row| largest(row, top_k)).collect();
+        let mut mask = vec![0f64; softmax.elem_count()];
+        for (row, experts) in experts.iter().enumerate() {
+            for &expert in experts {
+                mask[row * softmax.dim(1)? + expert as usize] = 1.0;
+            }
+        }
+        let mask = Tensor::from_vec(mask, softmax.shape(), softmax.device())?.to_dtype(softmax.dtype())?;
+        let kept = softmax.mul(&mask)?;
+        let values = kept.broadcast_div(&kept.sum_keepdim(D::Minus1)?)?;
+        Ok(Self { values, experts })
+    }
+
+    /// `rows` gates from row `start` on.
+    pub fn narrow(&self, start: usize, rows: usize) -> Result<Self> {
+        Ok(Self { values: self.values.narrow(0, start, rows)?, experts: self.experts[start..start + rows].to_vec() })
+    }
+}
+
+/// Eq. 9 without α: `(σ(load)/μ(load))²` over experts, where an expert's load is its gates summed over the rows.
+pub fn load_balance(gates: &Tensor) -> Result<Tensor> {
+    let load = gates.sum(0)?;
+    let mean = load.mean(0)?;
+    let var = load.broadcast_sub(&mean)?.sqr()?.mean(0)?;
+    var.div(&mean.sqr()?)
+}
+
+// Ties go to the lower index, so that gates do not depend on the sort.
+fn largest(row: &[f64], count: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..row.len() as u32).collect();
+    order.sort_by(|&i, &j| row[j as usize].total_cmp(&row[i as usize]).then(i.cmp(&j)));
+    order.truncate(count);
+    order
+}

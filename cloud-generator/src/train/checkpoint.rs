@@ -1,0 +1,109 @@
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::{TrainConfig, Trainer};
+use crate::generator::GeneratorInfo;
+use crate::{Error, Result};
+
+const PARAMETERS: &str = "parameters.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+/// The finished checkpoint; written beside it first, so that a kill leaves the previous one.
+const FOLDER: &str = "checkpoint";
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    step: u64,
+    config: TrainConfig,
+    cloud: String,
+    edge: String,
+}
+
+impl Trainer {
+    /// Writes a checkpoint into `folder`, replacing the previous one once it is whole.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let temporary = folder.join(format!("{FOLDER}.tmp"));
+        if temporary.exists() {
+            std::fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
+        }
+        std::fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
+        let parameters = &self.generator.parameters;
+        let tensors: HashMap<_, _> = parameters.iter().map(|(name, var)| (name, var.as_detached_tensor())).collect();
+        candle_core::safetensors::save(&tensors, temporary.join(PARAMETERS))?;
+        let moments: HashMap<String, Tensor> = self
+            .optimizer
+            .moments
+            .iter()
+            .flat_map(|(name, (m, v))| [(format!("{name}.m"), m.clone()), (format!("{name}.v"), v.clone())])
+            .collect();
+        candle_core::safetensors::save(&moments, temporary.join(OPTIMIZER))?;
+        let state = State {
+            step: self.step,
+            config: self.config.clone(),
+            cloud: self.cloud.digest.to_string(),
+            edge: self.edge.digest.to_string(),
+        };
+        let path = temporary.join(STATE);
+        let text = serde_json::to_string_pretty(&state).expect("plain values");
+        let mut file = std::fs::File::create(&path).map_err(Error::io(&path))?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::io(&path))?;
+        for name in [PARAMETERS, OPTIMIZER] {
+            let path = temporary.join(name);
+            std::fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
+        }
+        let (current, previous) = (folder.join(FOLDER), folder.join(format!("{FOLDER}.old")));
+        if previous.exists() {
+            std::fs::remove_dir_all(&previous).map_err(Error::io(&previous))?;
+        }
+        if current.exists() {
+            std::fs::rename(&current, &previous).map_err(Error::io(&current))?;
+        }
+        std::fs::rename(&temporary, &current).map_err(Error::io(&temporary))
+    }
+
+    /// Writes the generator as it is now to `folder/generator`, named after `folder` and its steps.
+    pub fn save_generator(&self, folder: &Path) -> Result<()> {
+        let run = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let info = GeneratorInfo {
+            name: format!("{run}-{}-steps", self.step),
+            cloud: self.cloud.digest.to_string(),
+            edge: self.edge.digest.to_string(),
+            step_count: self.step,
+            generator: self.config.generator.clone(),
+        };
+        self.generator.save(&folder.join("generator"), &info)
+    }
+
+    /// Continues from the checkpoint in `folder`, or from the one before it if a kill came between the two.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] for a checkpoint of other models or sizes.
+    pub fn resume(&mut self, folder: &Path) -> Result<()> {
+        let current = folder.join(FOLDER);
+        let checkpoint = if current.exists() { current } else { folder.join(format!("{FOLDER}.old")) };
+        let path = checkpoint.join(STATE);
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let invalid = |reason: String| Error::InvalidFile { path: path.clone(), reason };
+        let state: State = serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        let (cloud, edge) = (self.cloud.digest.to_string(), self.edge.digest.to_string());
+        if state.cloud != cloud || state.edge != edge {
+            return Err(invalid(format!("made with cloud {} and edge {}", state.cloud, state.edge)));
+        }
+        self.generator.parameters.load(&checkpoint.join(PARAMETERS), &Device::Cpu)?;
+        let mut moments = candle_core::safetensors::load(checkpoint.join(OPTIMIZER), &Device::Cpu)?;
+        self.optimizer.moments.clear();
+        let names: Vec<String> = self.generator.parameters.trained().map(|(name, _)| name.to_owned()).collect();
+        for name in names {
+            let mut take = |suffix: &str| moments.remove(&format!("{name}.{suffix}"));
+            if let (Some(m), Some(v)) = (take("m"), take("v")) {
+                self.optimizer.moments.insert(name, (m, v));
+            }
+        }
+        self.step = state.step;
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! Decoders whose backend is chosen at run time.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::gguf::GgufFile;
+use crate::merge::{self, MergeMode, MergeOptions, MergeProgress, MergeReport, SavedPack, Specialization};
+use crate::model::{Backend, Config, Decoder, DecoderRunner, Runner};
+use crate::verify::VerifiedPack;
+use crate::{CancelToken, Result};
+
+/// A base model.
+pub(super) trait Model: Send + Sync {
+    fn config(&self) -> &Config;
+
+    /// An empty sequence for up to `capacity` tokens.
+    fn runner(&self, capacity: usize) -> Result<Box<dyn Runner>>;
+
+    /// [`merge::merge`]; `file` is what the model was loaded from.
+    fn merge(
+        &self,
+        file: &GgufFile,
+        pack: &VerifiedPack,
+        probes: &[Vec<u32>],
+        options: &MergeOptions,
+        cancel: &CancelToken,
+        progress: MergeProgress<'_>,
+    ) -> Result<(Box<dyn Specialized>, MergeReport)>;
+}
+
+/// A base model with a pack in it.
+pub(super) trait Specialized: Send + Sync {
+    fn mode(&self) -> MergeMode;
+
+    /// An empty sequence for up to `capacity` tokens.
+    fn runner(&self, capacity: usize) -> Result<Box<dyn Runner>>;
+
+    /// [`merge::save_merged`].
+    fn save(&self, file: &GgufFile, pack: &SavedPack, path: &Path, cancel: &CancelToken) -> Result<()>;
+}
+
+impl<B: Backend> Model for Arc<Decoder<B>> {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn runner(&self, capacity: usize) -> Result<Box<dyn Runner>> {
+        Ok(Box::new(DecoderRunner::new(self.clone(), capacity, None)?))
+    }
+
+    fn merge(
+        &self,
+        file: &GgufFile,
+        pack: &VerifiedPack,
+        probes: &[Vec<u32>],
+        options: &MergeOptions,
+        cancel: &CancelToken,
+        progress: MergeProgress<'_>,
+    ) -> Result<(Box<dyn Specialized>, MergeReport)> {
+        let (specialization, report) = merge::merge(self, file, pack, probes, options, cancel, progress)?;
+        Ok((Box::new(specialization), report))
+    }
+}
+
+impl<B: Backend> Specialized for Specialization<B> {
+    fn mode(&self) -> MergeMode {
+        self.mode
+    }
+
+    fn runner(&self, capacity: usize) -> Result<Box<dyn Runner>> {
+        Ok(Box::new(DecoderRunner::new(self.decoder.clone(), capacity, self.side_path.clone())?))
+    }
+
+    fn save(&self, file: &GgufFile, pack: &SavedPack, path: &Path, cancel: &CancelToken) -> Result<()> {
+        merge::save_merged(file, &self.merged, self.mode, pack, path, cancel)
+    }
+}

@@ -1,0 +1,406 @@
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::activations::{BLOCK, Buffer, GROUP, Input, Quantized, TILE};
+use super::formats::{is_float, sub_len};
+use super::side_path::{SidePath, SideTarget};
+use super::{Block, Kernels, OutPointer, Panel};
+use crate::model::Activation;
+use crate::quant::QMatrix;
+use crate::threads::{Chunks, ThreadPool};
+
+/// Rows that are multiplied with a panel before the next panel is unpacked: few enough for their codes to stay in
+/// the second-level cache.
+const ROWS_PER_PASS: usize = 256;
+/// Output features per step of a one-row product; their sums are on the stack.
+const GEMV_STEP: usize = 64;
+
+/// One matrix product `y[r, o] = Σ x[r, i] · W[o, i] + bias[o]`.
+pub struct Product<'a> {
+    /// `W`, `[out, in]`
+    pub weight: &'a QMatrix,
+    /// `[out]`
+    pub bias: Option<&'a [f32]>,
+    /// `y`, row-major `[rows, out]`
+    pub out: &'a mut [f32],
+}
+
+/// What the workers share: the input in the forms the weights need, and `a·x` of the side path.
+#[derive(Clone, Copy)]
+struct Shared<'a> {
+    kernels: Kernels,
+    values: &'a [f32],
+    cols: usize,
+    rows: usize,
+    quantized: Option<Quantized>,
+    /// `[rows, side_stride]`
+    side: &'a [f32],
+    side_stride: usize,
+}
+
+/// A worker's memory.
+#[derive(Default)]
+struct Scratch {
+    panels: [PanelBuffer; 2],
+    side: [Vec<f32>; 2],
+}
+
+#[derive(Default)]
+struct PanelBuffer {
+    codes: Buffer,
+    d: Buffer,
+    m: Buffer,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Kernels {
+    /// Computes products that share the input `x` in one parallel region, each with its part of `side`, if any.
+    ///
+    /// # Panics
+    /// If shapes do not fit: `weight.cols() == x.cols()`, `out.len() == rows · weight.rows()`, one target of `side` per
+    /// product.
+    pub fn matmul(&self, pool: &ThreadPool, x: &mut Input, products: &mut [Product], side: Option<&SidePath>) {
+        for (index, product) in products.iter().enumerate() {
+            check(x, product.weight, product.out, side, index);
+            assert!(product.bias.is_none_or(|bias| bias.len() == product.weight.rows()), "one bias per output feature");
+        }
+        let shared = self.share(pool, x, products.iter().any(|product| !is_float(product.weight.block_type())), side);
+        let units = Units::new(shared.rows, products.iter().map(|product| product.weight.rows()).sum(), pool);
+        let tiles: usize = products.iter().map(|product| product.weight.rows().div_ceil(TILE)).sum();
+        let chunks = units.chunks(tiles, pool);
+        let products = &*products;
+        pool.run(|_, _| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                while let Some(range) = chunks.take() {
+                    units.split(range, tiles, |rows, mut range| {
+                        let mut first = 0;
+                        for (index, product) in products.iter().enumerate() {
+                            let end = first + product.weight.rows().div_ceil(TILE);
+                            let part = range.start.max(first)..range.end.min(end);
+                            if !part.is_empty() {
+                                let target = side.and_then(|side| side.targets[index].as_ref());
+                                let tiles = part.start - first..part.end - first;
+                                // SAFETY: `chunks` hands every tile of these rows to one worker.
+                                unsafe { product_tiles(&shared, scratch, product, target, tiles, rows.clone()) };
+                                range.start = part.end;
+                            }
+                            first = end;
+                        }
+                    });
+                }
+            });
+        });
+    }
+
+    /// `out = activation(gate·x) ⊙ (up·x)`, `[rows, ffn]`; the targets of `side` are the gate's and the up
+    /// projection's.
+    ///
+    /// # Panics
+    /// As [`matmul`](Self::matmul); `gate` and `up` have one shape.
+    pub fn gated(
+        &self,
+        pool: &ThreadPool,
+        x: &mut Input,
+        [gate, up]: [&QMatrix; 2],
+        activation: Activation,
+        side: Option<&SidePath>,
+        out: &mut [f32],
+    ) {
+        check(x, gate, out, side, 0);
+        check(x, up, out, side, 1);
+        let quantize = !is_float(gate.block_type()) || !is_float(up.block_type());
+        let shared = self.share(pool, x, quantize, side);
+        let targets = [0, 1].map(|index| side.and_then(|side| side.targets[index].as_ref()));
+        let tiles = gate.rows().div_ceil(TILE);
+        let units = Units::new(shared.rows, gate.rows() * 2, pool);
+        let chunks = units.chunks(tiles, pool);
+        let out = OutPointer(out.as_mut_ptr());
+        let out = &out;
+        pool.run(|_, _| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                while let Some(range) = chunks.take() {
+                    units.split(range, tiles, |rows, tiles| {
+                        // SAFETY: `chunks` hands every tile of these rows to one worker.
+                        unsafe { gated_tiles(&shared, scratch, [gate, up], targets, activation, out, tiles, rows) };
+                    });
+                }
+            });
+        });
+    }
+
+    fn share<'a>(&self, pool: &ThreadPool, x: &'a mut Input, quantize: bool, side: Option<&SidePath>) -> Shared<'a> {
+        let quantized = quantize.then(|| x.quantized(self, pool));
+        let mut shared = Shared {
+            kernels: *self,
+            values: x.values,
+            cols: x.cols,
+            rows: x.rows,
+            quantized,
+            side: &[],
+            side_stride: side.map_or(0, |side| side.a.rows()),
+        };
+        if let Some(side) = side {
+            let buffer = &mut x.buffers.side;
+            buffer.resize(x.rows * shared.side_stride, 0.0);
+            let product = Product { weight: &side.a, bias: None, out: buffer };
+            let tiles = side.a.rows().div_ceil(TILE);
+            let run = |rows: Range<usize>, tiles: Range<usize>| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    // SAFETY: every tile of these rows is given to one worker.
+                    unsafe { product_tiles(&shared, scratch, &product, None, tiles, rows) };
+                });
+            };
+            // A region costs as much as some 20,000 products; a single row of a usual rank is about that.
+            if x.rows * x.cols * shared.side_stride < 40_000 {
+                run(0..x.rows, 0..tiles);
+            } else {
+                let units = Units::new(x.rows, shared.side_stride, pool);
+                let chunks = units.chunks(tiles, pool);
+                pool.run(|_, _| {
+                    while let Some(range) = chunks.take() {
+                        units.split(range, tiles, run);
+                    }
+                });
+            }
+            shared.side = buffer;
+        }
+        shared
+    }
+}
+
+fn check(x: &Input, weight: &QMatrix, out: &[f32], side: Option<&SidePath>, index: usize) {
+    assert_eq!(weight.cols(), x.cols, "a weight's columns are the input's");
+    assert_eq!(out.len(), x.rows * weight.rows(), "the output is [rows, out]");
+    if let Some(side) = side {
+        assert_eq!(side.a.cols(), x.cols, "a side path's columns are the input's");
+        if let Some(target) = &side.targets[index] {
+            assert_eq!(target.out, weight.rows(), "a side path has the weight's output features");
+        }
+    }
+}
+
+/// How rows × tiles are cut: a unit is one tile for one pass of rows; passes are the outer order, so that
+/// neighbouring units read neighbouring weights.
+struct Units {
+    rows: usize,
+    rows_per_pass: usize,
+}
+
+impl Units {
+    fn new(rows: usize, features: usize, pool: &ThreadPool) -> Self {
+        // With few tiles per worker (`a·x` of a side path), rows are cut smaller so that all workers have some.
+        let tiles = features.div_ceil(TILE).max(1);
+        let passes = (pool.worker_count() * 4).div_ceil(tiles);
+        let rows_per_pass = rows.div_ceil(passes).next_multiple_of(GROUP).min(ROWS_PER_PASS);
+        Self { rows, rows_per_pass }
+    }
+
+    fn chunks(&self, tiles: usize, pool: &ThreadPool) -> Chunks {
+        let units = tiles * self.rows.div_ceil(self.rows_per_pass);
+        let per_worker = if pool.worker_count() == 1 { 1 } else { 8 };
+        Chunks::new(units, (units / (pool.worker_count() * per_worker)).max(1))
+    }
+
+    /// Calls `run(rows, tiles)` for each pass that `units` touches.
+    fn split(&self, units: Range<usize>, tiles: usize, mut run: impl FnMut(Range<usize>, Range<usize>)) {
+        let mut unit = units.start;
+        while unit < units.end {
+            let pass = unit / tiles;
+            let end = ((pass + 1) * tiles).min(units.end);
+            let first = pass * self.rows_per_pass;
+            run(first..(first + self.rows_per_pass).min(self.rows), unit % tiles..unit % tiles + end - unit);
+            unit = end;
+        }
+    }
+}
+
+/// # Safety
+/// No one else writes these features of these rows of the product's output.
+unsafe fn product_tiles(
+    shared: &Shared,
+    scratch: &mut Scratch,
+    product: &Product,
+    side: Option<&SideTarget>,
+    tiles: Range<usize>,
+    rows: Range<usize>,
+) {
+    let features = product.weight.rows();
+    let out = OutPointer(product.out.as_ptr().cast_mut());
+    if shared.rows == 1 {
+        let range = tiles.start * TILE..(tiles.end * TILE).min(features);
+        // SAFETY: the caller's promise.
+        let out = unsafe { out.slice(range.start, range.len()) };
+        shared.gemv(product.weight, side, range.clone(), out);
+        if let Some(bias) = product.bias {
+            out.iter_mut().zip(&bias[range]).for_each(|(out, bias)| *out += bias);
+        }
+        return;
+    }
+    let mut block = Block::default();
+    for tile in tiles {
+        let first = tile * TILE;
+        let width = (features - first).min(TILE);
+        let unpacked = Unpacked::new(shared, &mut scratch.panels[0], &mut scratch.side[0], product.weight, side, tile);
+        for group in rows.start / GROUP..rows.end.div_ceil(GROUP) {
+            unpacked.multiply(shared, group, &mut block);
+            for (row, values) in (group * GROUP..rows.end).zip(&block) {
+                // SAFETY: the caller's promise.
+                let out = unsafe { out.slice(row * features + first, width) };
+                match product.bias {
+                    Some(bias) => (0..width).for_each(|index| out[index] = values[index] + bias[first + index]),
+                    None => out.copy_from_slice(&values[..width]),
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// No one else writes these features of these rows of `out`.
+unsafe fn gated_tiles(
+    shared: &Shared,
+    scratch: &mut Scratch,
+    [gate, up]: [&QMatrix; 2],
+    side: [Option<&SideTarget>; 2],
+    activation: Activation,
+    out: &OutPointer,
+    tiles: Range<usize>,
+    rows: Range<usize>,
+) {
+    let features = gate.rows();
+    let activate = shared.kernels.ops.gate(activation);
+    if shared.rows == 1 {
+        let end = (tiles.end * TILE).min(features);
+        for first in (tiles.start * TILE..end).step_by(GEMV_STEP) {
+            let range = first..(first + GEMV_STEP).min(end);
+            let mut ups = [0.0; GEMV_STEP];
+            let ups = &mut ups[..range.len()];
+            // SAFETY: the caller's promise.
+            let out = unsafe { out.slice(first, range.len()) };
+            shared.gemv(gate, side[0], range.clone(), out);
+            shared.gemv(up, side[1], range, ups);
+            // SAFETY: `kernels` proves the instruction set.
+            unsafe { activate(out, ups) };
+        }
+        return;
+    }
+    let (mut gates, mut ups) = (Block::default(), Block::default());
+    let ([gate_panel, up_panel], [gate_side, up_side]) = (&mut scratch.panels, &mut scratch.side);
+    for tile in tiles {
+        let first = tile * TILE;
+        let width = (features - first).min(TILE);
+        let gate = Unpacked::new(shared, gate_panel, gate_side, gate, side[0], tile);
+        let up = Unpacked::new(shared, up_panel, up_side, up, side[1], tile);
+        for group in rows.start / GROUP..rows.end.div_ceil(GROUP) {
+            gate.multiply(shared, group, &mut gates);
+            up.multiply(shared, group, &mut ups);
+            // SAFETY: `kernels` proves the instruction set.
+            unsafe { activate(gates.as_flattened_mut(), ups.as_flattened()) };
+            for (row, values) in (group * GROUP..rows.end).zip(&gates) {
+                // SAFETY: the caller's promise.
+                unsafe { out.slice(row * features + first, width) }.copy_from_slice(&values[..width]);
+            }
+        }
+    }
+}
+
+impl Shared<'_> {
+    /// `out = W[features, ..] · x`, with the side path, for an input of one row; the range starts at a tile.
+    fn gemv(&self, weight: &QMatrix, side: Option<&SideTarget>, features: Range<usize>, out: &mut [f32]) {
+        let size = weight.row_size_bytes();
+        let weights = weight.bytes()[features.start * size..features.end * size].as_ptr();
+        let (ops, block_type) = (self.kernels.ops, weight.block_type());
+        // SAFETY: `kernels` proves the instruction set; the slice above holds the rows; the input has as many columns.
+        unsafe {
+            if is_float(block_type) {
+                (ops.float_gemv)(block_type)(weights, size, self.values, out);
+            } else {
+                let x = self.quantized.expect("quantised for a quantised weight").group(0);
+                (ops.gemv)(block_type)(weights, size, x, out);
+            }
+        }
+        if let Some(side) = side {
+            let ax = &self.side[side.start..][..side.rank];
+            for (index, out) in out.chunks_mut(TILE).enumerate() {
+                // SAFETY: `kernels` proves the instruction set.
+                unsafe { (ops.side_row)(side.tile(features.start / TILE + index), ax, out) };
+            }
+        }
+    }
+}
+
+/// A tile of a weight, unpacked into a worker's scratch memory.
+struct Unpacked<'a> {
+    weight: &'a QMatrix,
+    panel: Panel,
+    side: Option<(&'a SideTarget, &'a [f32])>,
+}
+
+impl<'a> Unpacked<'a> {
+    fn new(
+        shared: &Shared,
+        buffer: &'a mut PanelBuffer,
+        side_buffer: &'a mut Vec<f32>,
+        weight: &'a QMatrix,
+        side: Option<&'a SideTarget>,
+        tile: usize,
+    ) -> Self {
+        let (size, cols, block_type) = (weight.row_size_bytes(), shared.cols, weight.block_type());
+        let rows = (weight.rows() - tile * TILE).min(TILE);
+        let weights = weight.bytes()[tile * TILE * size..][..rows * size].as_ptr();
+        let ops = shared.kernels.ops;
+        let panel = if is_float(block_type) {
+            Panel { codes: std::ptr::null_mut(), d: buffer.d.reserve(cols * TILE), m: std::ptr::null_mut() }
+        } else {
+            let subs = cols / sub_len(block_type);
+            Panel {
+                codes: buffer.codes.reserve(cols * TILE),
+                d: buffer.d.reserve(subs * TILE),
+                m: buffer.m.reserve(subs * TILE),
+            }
+        };
+        // SAFETY: `kernels` proves the instruction set; the slice above holds the rows; the panel has room for them.
+        unsafe {
+            if is_float(block_type) {
+                (ops.float_unpack)(block_type)(weights, size, rows, cols, panel.d);
+            } else {
+                (ops.unpack)(block_type)(weights, size, rows, cols / BLOCK, panel);
+            }
+        }
+        let side = side.map(|side| {
+            let tile = side.tile(tile);
+            side_buffer.resize(tile.len(), 0.0);
+            // SAFETY: `kernels` proves the instruction set; the slices have one length.
+            unsafe { (ops.widen)(tile, side_buffer) };
+            (side, &side_buffer[..])
+        });
+        Self { weight, panel, side }
+    }
+
+    /// The products of the tile with the input's rows `8 · group..`, side path included.
+    fn multiply(&self, shared: &Shared, group: usize, out: &mut Block) {
+        let ops = shared.kernels.ops;
+        let block_type = self.weight.block_type();
+        let first = group * GROUP;
+        let rows = (shared.rows - first).min(GROUP);
+        // SAFETY: `kernels` proves the instruction set; the panel holds as many columns as the input.
+        unsafe {
+            if is_float(block_type) {
+                *out = Block::default();
+                let x = &shared.values[first * shared.cols..][..rows * shared.cols];
+                (ops.float_multiply)(self.panel.d, x, shared.cols, rows, shared.cols, out);
+            } else {
+                let x = shared.quantized.expect("quantised for a quantised weight").group(group);
+                (ops.multiply)(block_type)(self.panel, x, out);
+            }
+        }
+        if let Some((target, b)) = self.side {
+            let ax = &shared.side[first * shared.side_stride + target.start..];
+            // SAFETY: `kernels` proves the instruction set; `b` is `[rank, 16]`, and `ax` has the rows.
+            unsafe { (ops.float_multiply)(b.as_ptr(), ax, shared.side_stride, rows, target.rank, out) };
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! Rounding `W + Δ` into blocks, row by row.
+//!
+//! The base sits exactly on its grid, so nearest rounding of a delta smaller than half a step gives the base back.
+//! *Amplified rounding* rounds `μ·Δ` to whole steps instead, with the smallest `μ` per row that keeps the row's gain
+//! `<Δ, W'−W> / ‖Δ‖²` at 1. Among all ways to change codes by whole steps `u` it is the one with the least noise for
+//! that gain: with `<Δ, u>` held, `‖u − Δ‖²` differs from `‖u‖²` by a constant, and minimising
+//! `‖u‖² − 2μ·<Δ, u>` code by code is rounding `μ·Δ` to nearest. Where steps are fine (Q8_0), `μ` is 1; where they
+//! are coarse, few codes move, those with the largest delta. Steps and mins stay, so `unmerge` by codes is possible
+//! and every reader of the format reads the result.
+
+use super::Rounding;
+use crate::quant::{Block, BlockType, GROUPS_MAX, blocks, blocks_mut, dequantize, quantize, with_block};
+
+/// Sums over weights that tell how much of a delta arrived.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sums {
+    /// `‖Δ‖²`
+    pub(super) delta: f64,
+    /// `<Δ, W'−W>`
+    pub(super) kept: f64,
+    /// `‖W'−W−Δ‖²`
+    pub(super) error: f64,
+    /// `‖W‖²`
+    pub(super) base: f64,
+}
+
+impl Sums {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.delta += other.delta;
+        self.kept += other.kept;
+        self.error += other.error;
+        self.base += other.base;
+    }
+}
+
+/// A run of rows of one matrix to re-quantise.
+pub(super) struct Rows<'a> {
+    pub(super) from: BlockType,
+    pub(super) to: BlockType,
+    pub(super) cols: usize,
+    /// The base's blocks.
+    pub(super) source: &'a [u8],
+    /// The merged blocks.
+    pub(super) target: &'a mut [u8],
+    /// `[rank, cols]`
+    pub(super) a: &'a [f32],
+    /// `[rows, rank]`, without the scale
+    pub(super) b: &'a [f32],
+    pub(super) scale: f32,
+    /// Index of the first row in its matrix.
+    pub(super) first: usize,
+}
+
+impl Rows<'_> {
+    /// Re-quantises the rows; the result depends on nothing but the arguments.
+    pub(super) fn round(self, rounding: Rounding) -> Sums {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the CPU has AVX2.
+            return unsafe { round_avx2(self, rounding) };
+        }
+        round_rows(self, rounding)
+    }
+}
+
+// The same code for wider registers. Without FMA, so that every machine gets the same bytes.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn round_avx2(rows: Rows<'_>, rounding: Rounding) -> Sums {
+    round_rows(rows, rounding)
+}
+
+#[inline(always)]
+fn round_rows(rows: Rows<'_>, rounding: Rounding) -> Sums {
+    let Rows { from, to, cols, source, target, a, b, scale, first } = rows;
+    let (source_size, target_size) = (from.row_size_bytes(cols).unwrap_or(0), to.row_size_bytes(cols).unwrap_or(0));
+    let rank = a.len() / cols;
+    let mut delta = vec![0.0; cols];
+    let mut scratch = Scratch::new(cols);
+    let mut amplification = 1.0;
+    let mut sums = Sums::default();
+    let rows = source.chunks_exact(source_size).zip(target.chunks_exact_mut(target_size)).zip(b.chunks_exact(rank));
+    for (index, ((source, target), b)) in rows.enumerate() {
+        product(b, scale, a, &mut delta);
+        let norm = dot(&delta, &delta);
+        if norm == 0.0 && from == to {
+            target.copy_from_slice(source);
+            continue;
+        }
+        let row = Row { source, target, delta: &delta, norm, index: first + index };
+        let in_codes = from == to && rounding != Rounding::Nearest;
+        let row_sums = match in_codes {
+            true => with_block!(from, B => row.round_codes::<B>(rounding, &mut amplification, &mut scratch),
+                row.round_values(from, to, rounding, &mut scratch)),
+            false => row.round_values(from, to, rounding, &mut scratch),
+        };
+        sums.add(&row_sums);
+    }
+    sums
+}
+
+/// Room for one row, reused.
+struct Scratch {
+    codes: Vec<u8>,
+    /// `Δ / step`
+    steps_wanted: Vec<f32>,
+    /// `Δ · step`, what one step adds to the kept sum
+    weight: Vec<f32>,
+    /// Fewest and most steps that stay within the codes.
+    low: Vec<f32>,
+    high: Vec<f32>,
+    /// Steps taken, or the row that was tried.
+    taken: Vec<f32>,
+    base: Vec<f32>,
+    step: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(cols: usize) -> Self {
+        let zeros = || vec![0.0; cols];
+        Self {
+            codes: vec![0; cols],
+            steps_wanted: zeros(),
+            weight: zeros(),
+            low: zeros(),
+            high: zeros(),
+            taken: zeros(),
+            base: zeros(),
+            step: zeros(),
+        }
+    }
+}
+
+struct Row<'a> {
+    source: &'a [u8],
+    target: &'a mut [u8],
+    delta: &'a [f32],
+    norm: f64,
+    index: usize,
+}
+
+impl Row<'_> {
+    /// Moves codes by whole steps.
+    #[inline(always)]
+    fn round_codes<B: Block>(self, rounding: Rounding, amplification: &mut f32, scratch: &mut Scratch) -> Sums {
+        let Scratch { codes, steps_wanted, weight, low, high, taken, base, step } = scratch;
+        let (mut steps, mut mins) = ([0.0; GROUPS_MAX], [0.0; GROUPS_MAX]);
+        for (i, block) in blocks::<B>(self.source).iter().enumerate() {
+            block.codes(&mut codes[i * B::LEN..][..B::LEN]);
+            block.steps(&mut steps, &mut mins);
+            for (g, (&d, &min)) in steps.iter().zip(&mins).take(B::LEN / B::GROUP).enumerate() {
+                // A group without a usable step cannot move.
+                let usable = d != 0.0 && (d * d).is_normal();
+                let (d, inverse) = if usable { (d, 1.0 / d) } else { (0.0, 0.0) };
+                let at = i * B::LEN + g * B::GROUP..i * B::LEN + (g + 1) * B::GROUP;
+                let (codes, delta) = (&codes[at.clone()], &self.delta[at.clone()]);
+                let (wanted, weight) = (&mut steps_wanted[at.clone()], &mut weight[at.clone()]);
+                let (low, high) = (&mut low[at.clone()], &mut high[at.clone()]);
+                let (base, step) = (&mut base[at.clone()], &mut step[at]);
+                for j in 0..B::GROUP {
+                    wanted[j] = delta[j] * inverse;
+                    weight[j] = delta[j] * d;
+                    low[j] = smaller((i32::from(*B::CODES.start()) - i32::from(codes[j])) as f32, 0.0);
+                    high[j] = larger((i32::from(*B::CODES.end()) - i32::from(codes[j])) as f32, 0.0);
+                    base[j] = d * (i32::from(codes[j]) - i32::from(B::ZERO)) as f32 + if usable { min } else { 0.0 };
+                    step[j] = d;
+                }
+            }
+        }
+        if rounding == Rounding::Stochastic {
+            for (j, taken) in taken.iter_mut().enumerate() {
+                let steps = (steps_wanted[j] + dither(self.index, j)).floor();
+                *taken = larger(smaller(steps, high[j]), low[j]);
+            }
+        } else {
+            *amplification = amplify(self.norm, *amplification, |mu| steps_kept(mu, steps_wanted, weight, low, high));
+            for (j, taken) in taken.iter_mut().enumerate() {
+                *taken = whole_steps(*amplification, steps_wanted[j], low[j], high[j]);
+            }
+        }
+        self.target.copy_from_slice(self.source);
+        for (i, block) in blocks_mut::<B>(self.target).iter_mut().enumerate() {
+            let at = i * B::LEN..(i + 1) * B::LEN;
+            let codes = &mut codes[at.clone()];
+            for (code, taken) in codes.iter_mut().zip(&taken[at]) {
+                *code = (i32::from(*code) + *taken as i32) as u8;
+            }
+            block.set_codes(codes);
+        }
+        // W' − W, exactly, for the sums.
+        taken.iter_mut().zip(step.iter()).for_each(|(taken, step)| *taken *= step);
+        measure(self.delta, taken, base, self.norm)
+    }
+
+    /// Quantises the values of `W + μ·Δ` afresh, with new steps: nearest rounding, promotion and float types.
+    fn round_values(self, from: BlockType, to: BlockType, rounding: Rounding, scratch: &mut Scratch) -> Sums {
+        let Scratch { base, taken, step: sum, .. } = scratch;
+        dequantize(from, self.source, base);
+        let mut merge = |mu: f32| {
+            for ((sum, base), delta) in sum.iter_mut().zip(base.iter()).zip(self.delta) {
+                *sum = base + mu * delta;
+            }
+            quantize(to, sum, self.target);
+            dequantize(to, self.target, taken);
+            taken.iter_mut().zip(base.iter()).for_each(|(value, base)| *value -= base);
+            dot(self.delta, taken)
+        };
+        let mut kept = merge(1.0);
+        let mut mu = 1.0;
+        // Nearest rounding onto another grid loses a little; a second and third try make up for it.
+        for _ in 0..if rounding == Rounding::Amplified { 2 } else { 0 } {
+            let ratio = (self.norm / kept) as f32;
+            if !(0.25..0.99).contains(&(1.0 / ratio)) && !(1.01..4.0).contains(&(1.0 / ratio)) {
+                break;
+            }
+            mu = (mu * ratio).clamp(0.5, 4.0);
+            kept = merge(mu);
+        }
+        measure(self.delta, taken, base, self.norm)
+    }
+}
+
+/// The `μ` for which `kept(μ)`, a rising step function, comes nearest to `norm`, searched from `start`.
+#[inline(always)]
+fn amplify(norm: f64, start: f32, kept: impl Fn(f32) -> f64) -> f32 {
+    /// Evaluations of one row; each is one pass over it.
+    const TRIES: usize = 12;
+    /// Where a row's gain is good enough. Rows with few steps jump over it.
+    const TOLERANCE: f64 = 0.004;
+    /// Beyond it the codes' ends, not the step, keep the delta out.
+    const LARGEST: f32 = 1024.0;
+
+    let (mut low, mut high) = (0.0_f32, f32::INFINITY);
+    let (mut best, mut best_miss) = (start, f64::INFINITY);
+    let mut mu = start;
+    for _ in 0..TRIES {
+        let ratio = kept(mu) / norm;
+        let miss = (ratio - 1.0).abs();
+        if miss < best_miss {
+            (best, best_miss) = (mu, miss);
+        }
+        if miss < TOLERANCE || (ratio < 1.0 && mu >= LARGEST) {
+            break;
+        }
+        if ratio < 1.0 {
+            low = mu
+        } else {
+            high = mu
+        }
+        // Small steps at first, since the next row starts from this one's value; bisection once it is bracketed.
+        mu = if high.is_infinite() {
+            (mu * (1.0 / ratio.max(0.05)).powf(0.5).clamp(1.02, 4.0) as f32).min(LARGEST)
+        } else if low == 0.0 {
+            mu * (1.0 / ratio).powf(0.5).clamp(0.25, 0.98) as f32
+        } else {
+            (low * high).sqrt()
+        };
+    }
+    best
+}
+
+/// `<Δ, u>` of amplified rounding.
+#[inline(always)]
+fn steps_kept(mu: f32, wanted: &[f32], weight: &[f32], low: &[f32], high: &[f32]) -> f64 {
+    let mut sums = [0.0_f32; 16];
+    let rows =
+        wanted.chunks_exact(16).zip(weight.chunks_exact(16)).zip(low.chunks_exact(16)).zip(high.chunks_exact(16));
+    for (((wanted, weight), low), high) in rows {
+        for l in 0..16 {
+            sums[l] += whole_steps(mu, wanted[l], low[l], high[l]) * weight[l];
+        }
+    }
+    sums.iter().map(|&sum| f64::from(sum)).sum()
+}
+
+/// `μ · wanted` to the nearest whole number within `[low, high]`.
+#[inline(always)]
+fn whole_steps(mu: f32, wanted: f32, low: f32, high: f32) -> f32 {
+    // 1.5·2^23: adding it leaves no fraction bits, in the default rounding mode; it vectorises everywhere.
+    const NO_FRACTION: f32 = 12_582_912.0;
+    larger(smaller(mu * wanted, high), low) + NO_FRACTION - NO_FRACTION
+}
+
+// One instruction each, unlike `f32::min` and `max`, which treat NaN.
+#[inline(always)]
+fn smaller(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// `delta = scale · b·a`
+#[inline(always)]
+fn product(b: &[f32], scale: f32, a: &[f32], delta: &mut [f32]) {
+    const LANES: usize = 32;
+    let cols = delta.len();
+    let mut chunks = delta.chunks_exact_mut(LANES);
+    for (i, delta) in chunks.by_ref().enumerate() {
+        let mut sums = [0.0; LANES];
+        for (b, a) in b.iter().zip(a.chunks_exact(cols)) {
+            for (sum, a) in sums.iter_mut().zip(&a[i * LANES..][..LANES]) {
+                *sum += b * a;
+            }
+        }
+        for (delta, sum) in delta.iter_mut().zip(sums) {
+            *delta = scale * sum;
+        }
+    }
+    let at = cols / LANES * LANES;
+    for (j, delta) in chunks.into_remainder().iter_mut().enumerate() {
+        *delta = scale * b.iter().zip(a.chunks_exact(cols)).map(|(b, a)| b * a[at + j]).sum::<f32>();
+    }
+}
+
+#[inline(always)]
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    let mut sums = [0.0_f32; 16];
+    let (x_chunks, y_chunks) = (x.as_chunks::<16>(), y.as_chunks::<16>());
+    for (x, y) in x_chunks.0.iter().zip(y_chunks.0) {
+        for l in 0..16 {
+            sums[l] += x[l] * y[l];
+        }
+    }
+    let rest: f32 = x_chunks.1.iter().zip(y_chunks.1).map(|(x, y)| x * y).sum();
+    sums.iter().map(|&sum| f64::from(sum)).sum::<f64>() + f64::from(rest)
+}
+
+/// `change` is `W' − W`.
+#[inline(always)]
+fn measure(delta: &[f32], change: &[f32], base: &[f32], norm: f64) -> Sums {
+    let kept = dot(delta, change);
+    // ‖u − Δ‖² = ‖u‖² − 2<u, Δ> + ‖Δ‖²
+    let error = (dot(change, change) - 2.0 * kept + norm).max(0.0);
+    Sums { delta: norm, kept, error, base: dot(base, base) }
+}
+
+/// A uniform number in `[0, 1)` that depends only on the place.
+fn dither(row: usize, col: usize) -> f32 {
+    let mut x = ((row as u64) << 32 | col as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((x ^ x >> 31) >> 40) as f32 / (1 << 24) as f32
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::gguf::GgufFile;
+    use crate::lora::LoraSet;
+
+    /// Layer 0's `up`, merged by the code that every machine can run, in jobs like those of `requantize`.
+    pub(in crate::merge) fn portable(file: &GgufFile, lora: &LoraSet) -> Vec<u8> {
+        let base = file.matrix("blk.0.ffn_up.weight").unwrap();
+        let pair = lora.layers[0].up.as_ref().unwrap();
+        let (a, b) = (pair.a.as_slice().unwrap(), pair.b.as_slice().unwrap());
+        let (from, cols) = (base.block_type(), base.cols());
+        let mut merged = vec![0; base.bytes().len()];
+        let step = 64 * base.row_size_bytes();
+        for (i, (target, source)) in merged.chunks_mut(step).zip(base.bytes().chunks(step)).enumerate() {
+            let b = &b[i * 64 * pair.a.nrows()..][..target.len() / base.row_size_bytes() * pair.a.nrows()];
+            let rows = Rows { from, to: from, cols, source, target, a, b, scale: lora.scale, first: i * 64 };
+            round_rows(rows, Rounding::Amplified);
+        }
+        merged
+    }
+
+    #[test]
+    fn product_agrees_with_ndarray_for_odd_widths() {
+        let a = ndarray::Array2::from_shape_fn((3, 37), |(i, j)| (i * 7 + j) as f32 * 0.25 - 3.0);
+        let b = ndarray::arr1(&[0.5, -2.0, 1.5]);
+        let mut delta = vec![0.0; 37];
+        product(b.as_slice().unwrap(), 0.5, a.as_slice().unwrap(), &mut delta);
+        assert_eq!(delta, (b.dot(&a) * 0.5).to_vec());
+    }
+
+    #[test]
+    fn amplification_finds_the_jump_of_a_step_function() {
+        // Gain jumps from 0.2 to 1.1 at 7.3: the nearer side is above.
+        let mu = amplify(1.0, 1.0, |mu| if mu < 7.3 { 0.2 } else { 1.1 });
+        assert!(mu >= 7.3, "{mu}");
+        let mu = amplify(4.0, 300.0, |mu| f64::from(mu) * 2.0);
+        assert!((mu - 2.0).abs() < 0.02, "{mu}");
+        assert!(amplify(1.0, 1.0, |_| 0.0).is_finite());
+    }
+}

@@ -1,0 +1,23 @@
+//! The edge model: configuration, the decoder, and the backends that compute it.
+
+mod backend;
+#[cfg(feature = "candle")]
+mod candle;
+mod config;
+mod cpu;
+mod decoder;
+mod family;
+mod load;
+mod read_config;
+mod runner;
+mod share;
+
+pub use backend::{Backend, Sequence};
+#[cfg(feature = "candle")]
+pub use candle::{Candle, CandleLora, CandleMatrix, CandleSequence, Device};
+pub use config::{Activation, AttentionParams, Config, Rope};
+pub use cpu::{Cpu, CpuLora, CpuOptions, CpuSequence};
+pub use decoder::{Decoder, Layer, Linear};
+pub use family::Family;
+pub use load::LoadProgress;
+pub use runner::{DecoderRunner, LogitRows, Runner};

@@ -1,0 +1,16 @@
+//! Quantised weights: ggml's block types, conversion from and to f32, and matrices of blocks.
+
+mod block;
+mod block_type;
+mod convert;
+mod float;
+pub(crate) mod k;
+mod k_fit;
+pub(crate) mod legacy;
+mod matrix;
+
+pub(crate) use block::{Block, GROUPS_MAX, blocks, blocks_mut};
+pub use block_type::BlockType;
+pub(crate) use convert::with_block;
+pub use convert::{dequantize, quantize};
+pub use matrix::{QMatrix, WeightBytes};

@@ -1,0 +1,119 @@
+//! Who is measured, and how each is started.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::process;
+use crate::sample::{DECODE_TOKENS, LOAD_CONTEXT, Measure, WARM_UP_TOKENS_MAX};
+
+/// One side of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Contender<'a> {
+    Edgeweld,
+    /// The same with a random rank-16 pack as a side path.
+    EdgeweldWithPack,
+    /// The programs in this folder.
+    LlamaCpp(&'a Path),
+}
+
+/// One process's figures.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// Milliseconds for [`Measure::Load`], else tokens (or bytes) per second.
+    pub(crate) value: f64,
+    pub(crate) peak_rss_bytes: u64,
+}
+
+impl Contender<'_> {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Edgeweld => "edgeweld",
+            Self::EdgeweldWithPack => "with a pack",
+            Self::LlamaCpp(_) => "llama.cpp",
+        }
+    }
+
+    /// Runs one sample in a process of its own.
+    pub(crate) fn sample(self, measure: Measure, model: Option<&Path>, threads: usize) -> Result<Sample> {
+        let mut command = match self {
+            Self::Edgeweld => own(measure, model, threads)?,
+            Self::EdgeweldWithPack => {
+                let mut command = own(measure, model, threads)?;
+                command.arg("--with-pack");
+                command
+            }
+            Self::LlamaCpp(folder) => llama_cpp(folder, measure, model.context("a model")?, threads),
+        };
+        let finished = process::run(&mut command)?;
+        let value = match (measure, self) {
+            (Measure::Load, _) => finished.elapsed.as_secs_f64() * 1e3,
+            (_, Self::LlamaCpp(_)) => tokens_per_second(&finished.stdout)?,
+            _ => finished.stdout.trim().parse().with_context(|| format!("sample printed {:?}", finished.stdout))?,
+        };
+        Ok(Sample { value, peak_rss_bytes: finished.peak_rss_bytes })
+    }
+}
+
+fn own(measure: Measure, model: Option<&Path>, threads: usize) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("sample").args(["--measure", &measure.to_string(), "--threads", &threads.to_string()]);
+    if let Some(model) = model {
+        command.arg("--model").arg(model);
+    }
+    Ok(command)
+}
+
+/// Flash attention is off: on CPUs that is llama.cpp's faster way.
+fn llama_cpp(folder: &Path, measure: Measure, model: &Path, threads: usize) -> Command {
+    let program = if measure == Measure::Load { "llama-completion" } else { "llama-bench" };
+    let mut command = Command::new(folder.join(program));
+    command.arg("-m").arg(model).args(["-t", &threads.to_string(), "-fa", "off"]);
+    let (prompt, generated, depth) = match measure {
+        Measure::Prefill(tokens) => (tokens, 0, 0),
+        Measure::Decode(depth) => (0, DECODE_TOKENS, depth),
+        Measure::Load | Measure::Bandwidth => {
+            let context = LOAD_CONTEXT.to_string();
+            command.args(["-c", &context, "-n", "1", "-p", "Hello", "-no-cnv", "--no-warmup"]);
+            return command;
+        }
+    };
+    for (option, count) in [("-p", prompt), ("-n", generated), ("-d", depth)] {
+        command.args([option, &count.to_string()]);
+    }
+    command.args(["-r", "1", "-o", "json"]);
+    if prompt > WARM_UP_TOKENS_MAX {
+        command.arg("--no-warmup");
+    }
+    command
+}
+
+/// The figure in `llama-bench -o json`.
+fn tokens_per_second(json: &str) -> Result<f64> {
+    let runs: serde_json::Value = serde_json::from_str(json).context("llama-bench's JSON")?;
+    runs.pointer("/0/avg_ts").and_then(serde_json::Value::as_f64).context("llama-bench's JSON has no avg_ts")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama_bench_measures_what_ours_does() {
+        let args = |measure| {
+            let command = llama_cpp(Path::new("bin"), measure, Path::new("m.gguf"), 2);
+            command.get_args().skip(6).map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(args(Measure::Prefill(128)), "-p 128 -n 0 -d 0 -r 1 -o json");
+        assert_eq!(args(Measure::Prefill(1500)), "-p 1500 -n 0 -d 0 -r 1 -o json --no-warmup");
+        assert_eq!(args(Measure::Decode(30)), "-p 0 -n 32 -d 30 -r 1 -o json");
+    }
+
+    #[test]
+    fn reads_llama_benchs_figure() {
+        assert_eq!(tokens_per_second("[{\"n_prompt\": 128, \"avg_ts\": 204.5}]").unwrap(), 204.5);
+        assert!(tokens_per_second("[]").is_err());
+        assert!(tokens_per_second("").is_err());
+    }
+}

