@@ -54,7 +54,7 @@ impl Engine {
     /// Loads the GGUF file at `path`.
     ///
     /// # Errors
-    /// [`Error::Io`]; the errors of [`GgufFile::open`], [`Decoder::load`] and the tokenizer;
+    /// [`Error::Io`]; the errors of [`GgufFile::open`], [`Decoder::load`](crate::model::Decoder::load) and the tokenizer;
     /// [`Error::InvalidOption`]; [`Error::Cancelled`].
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         Self::load_with_progress(path, options, &mut |_, _| {})
