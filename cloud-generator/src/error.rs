@@ -47,6 +47,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The prompt holds nothing but white space.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
     /// The prompt has more tokens than the generator takes.
     #[error("the prompt has {actual} tokens, the generator takes {limit}")]
     PromptTooLong {
@@ -54,6 +57,28 @@ pub enum Error {
         actual: usize,
         /// Most tokens the generator takes.
         limit: usize,
+    },
+    /// The text that is to stay in the context has more tokens than the pack format allows.
+    #[error("the residual prompt has {actual} tokens, a pack takes {limit}")]
+    ResidualPromptTooLong {
+        /// Tokens in it.
+        actual: usize,
+        /// Most tokens a pack takes.
+        limit: usize,
+    },
+    /// A key file exists already, and keys are never overwritten.
+    #[error("{path} exists: keys are never overwritten")]
+    KeyExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The server cannot listen on its address.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the operating system said, such as that the port is in use.
+        source: std::io::Error,
     },
 }
 

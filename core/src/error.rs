@@ -54,6 +54,22 @@ pub enum Error {
     },
 
     // --- model file ---
+    /// No file of the folder fits a model's name, and it is no path of a file either.
+    #[error("no model file fits {model:?} in {folder}, and it is not the path of a file")]
+    ModelNotFound {
+        /// The name.
+        model: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// Several files fit a model's name.
+    #[error("{model:?} could be any of {candidates:?}")]
+    ModelAmbiguous {
+        /// The name.
+        model: String,
+        /// The files' names.
+        candidates: Vec<String>,
+    },
     /// The file is not a GGUF file of a version we read.
     #[error("not a readable GGUF file: {reason}")]
     NotGguf {

@@ -110,6 +110,45 @@ impl VerifiedPool {
     }
 }
 
+/// What a pack or pool file holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Contents {
+    /// The LoRA of a dense pack.
+    Dense(LoraSet),
+    /// The gates of a gates pack, which mean nothing without their pool.
+    Gates(Gates),
+    /// The experts of a pool.
+    Pool(ExpertPool),
+}
+
+/// A file that passed every check but the match with a model: to look at and to convert, not to merge.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// The signed manifest.
+    pub manifest: Manifest,
+    /// Who signed it; `None` only under [`TrustPolicy::danger_accept_unsigned`].
+    pub signer: Option<PublicKey>,
+    /// What the payload holds.
+    pub contents: Contents,
+}
+
+/// Checks a pack or pool as [`verify`] does, without a model to match and without a gates pack's pool.
+///
+/// # Errors
+/// As [`verify`], except [`Error::BaseModelMismatch`] and [`Error::PoolMissing`].
+pub fn inspect(raw: &RawPack, trust: &TrustPolicy) -> Result<Inspection> {
+    let (signer, manifest, tensors) = open(raw, trust)?;
+    let shape = &manifest.shape;
+    let contents = match manifest.content {
+        Content::Dense { .. } => Contents::Dense(pack::decode_dense(&tensors, shape)?),
+        Content::Gates { expert_count, .. } => {
+            Contents::Gates(pack::decode_gates(&tensors, shape.layer_count, expert_count)?)
+        }
+        Content::Pool { expert_count } => Contents::Pool(pack::decode_pool(&tensors, shape, expert_count)?),
+    };
+    Ok(Inspection { manifest, signer, contents })
+}
+
 /// Checks a pack against the device's trust and the loaded model.
 ///
 /// A gates pack needs its pool: without one the call ends with [`Error::PoolMissing`], whose digest says which file

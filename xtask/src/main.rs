@@ -1,6 +1,7 @@
 //! `cargo xtask`: every command of the project that is not plain cargo. Tables say what runs; the heavy programs
 //! (`parity`, `bench`, …) live in their own packages so that this one builds in seconds.
 
+mod cuda;
 mod lanes;
 mod llama_cpp;
 mod models;
@@ -40,6 +41,10 @@ enum Command {
     /// `--vs llama-cpp` builds llama.cpp once, from the source in the Python package llama-cpp-python; that needs cmake
     /// and a C++ compiler. `EDGEWELD_LLAMA_BIN` names a folder with its programs instead.
     Bench(Rest),
+    /// Type-check the code for NVIDIA GPUs, without CUDA on this machine
+    ///
+    /// A stand-in for nvcc makes empty kernels, so nothing that comes out can run.
+    CheckCuda,
     /// Show it working: one question to each model
     Demo(Rest),
     /// Regenerate the committed test fixtures with their Python scripts
@@ -63,6 +68,7 @@ fn main() -> Result<()> {
         Command::Ci => lanes::run("ci", &[lanes::CHECK, lanes::TEST].concat()),
         Command::Parity(rest) => programs::parity(&rest.args),
         Command::Bench(rest) => programs::bench(&rest.args),
+        Command::CheckCuda => cuda::check(),
         Command::Demo(rest) => programs::demo(&rest.args),
         Command::Fixtures => python::fixtures(),
     }

@@ -11,11 +11,12 @@ use edgeweld::pack::{self, Measurement, PackInfo, Precision, PromptInfo};
 use edgeweld::tokenizer::EncodeOptions;
 use edgeweld::{CancelToken, Digest};
 use edgeweld_cloud::edge_model::EdgeModel;
+use edgeweld_cloud::files::write_atomically;
 use edgeweld_cloud::generator::{Generator, LanguageModel};
 use edgeweld_cloud::refine::{self, Fidelity, Progress, RefineOptions, Refined};
 use edgeweld_cloud::{Error, Result};
 
-use super::generate::{read_secret, write};
+use super::keygen::read_secret;
 
 /// Make the pack of one prompt by training: the edge model with the prompt teaches the one without it.
 ///
@@ -168,7 +169,7 @@ pub(crate) fn run(args: RefineArgs, cancel: &CancelToken) -> Result<()> {
         labels: BTreeMap::new(),
     };
     let bytes = pack::write_dense(&refined.lora, None, Precision::F16, info, signer.as_ref())?;
-    write(&args.output, &bytes)?;
+    write_atomically(&args.output, &bytes)?;
     let (path, size, time) = (args.output.display(), bytes.len(), start.elapsed());
     println!("{path}: {size} bytes for a prompt of {token_count} tokens, in {time:.0?}");
     Ok(())

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use edgeweld::Digest;
 use edgeweld::lora::Target;
 use edgeweld::pack;
 use ndarray::{Array2, Array3};
@@ -28,6 +29,21 @@ pub struct GeneratorInfo {
     pub step_count: u64,
     /// What it is.
     pub generator: GeneratorConfig,
+}
+
+impl GeneratorInfo {
+    /// Digest of a generator folder's two files: another digest may give other packs.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn fingerprint(folder: &Path) -> Result<Digest> {
+        let mut digests = Vec::new();
+        for name in [CONFIG, WEIGHTS] {
+            let path = folder.join(name);
+            digests.extend(Digest::of(&std::fs::read(&path).map_err(Error::io(&path))?).as_bytes());
+        }
+        Ok(Digest::of(&digests))
+    }
 }
 
 impl Generator {

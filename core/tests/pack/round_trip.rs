@@ -1,6 +1,7 @@
+use edgeweld::Error;
 use edgeweld::lora::Target;
 use edgeweld::pack::*;
-use edgeweld::verify::{TrustPolicy, verify_pool};
+use edgeweld::verify::{Contents, TrustPolicy, inspect, verify_pool};
 use half::f16;
 use ndarray::Array2;
 use proptest::prelude::*;
@@ -176,4 +177,17 @@ fn pool_and_pack_are_not_taken_for_each_other() {
         Err(edgeweld::Error::InvalidPack { reason }) if reason == kind("pool", "dense pack")));
     assert!(matches!(verify(pool_file()),
         Err(edgeweld::Error::InvalidPack { reason }) if reason == kind("pack", "pool")));
+}
+
+#[test]
+fn an_inspection_shows_each_kind_of_file_without_a_model_or_a_pool() {
+    let inspected = |bytes| inspect(&RawPack::read(bytes).unwrap(), &trust()).unwrap();
+    let dense = inspected(dense_pack());
+    assert_eq!((dense.contents, dense.signer), (Contents::Dense(lora()), Some(secret().public_key())));
+    assert_eq!(inspected(gates_pack()).contents, Contents::Gates(gates()));
+    assert_eq!(inspected(pool_file()).contents, Contents::Pool(pool()));
+    let mut cut = dense_pack();
+    cut.pop();
+    let refused = inspect(&RawPack::read(cut).unwrap(), &trust());
+    assert!(matches!(refused, Err(Error::InvalidPack { reason: PackDefect::PayloadLength { .. } })));
 }
