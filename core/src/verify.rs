@@ -118,7 +118,7 @@ pub enum Contents {
     /// The gates of a gates pack, which mean nothing without their pool.
     Gates(Gates),
     /// The experts of a pool.
-    Pool(ExpertPool),
+    Pool(Box<ExpertPool>),
 }
 
 /// A file that passed every check but the match with a model: to look at and to convert, not to merge.
@@ -144,7 +144,7 @@ pub fn inspect(raw: &RawPack, trust: &TrustPolicy) -> Result<Inspection> {
         Content::Gates { expert_count, .. } => {
             Contents::Gates(pack::decode_gates(&tensors, shape.layer_count, expert_count)?)
         }
-        Content::Pool { expert_count } => Contents::Pool(pack::decode_pool(&tensors, shape, expert_count)?),
+        Content::Pool { expert_count } => Contents::Pool(Box::new(pack::decode_pool(&tensors, shape, expert_count)?)),
     };
     Ok(Inspection { manifest, signer, contents })
 }

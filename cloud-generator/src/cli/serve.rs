@@ -49,7 +49,7 @@ pub(crate) struct ServeArgs {
     /// Serve anyone who can reach the address, also from other machines.
     #[arg(long)]
     danger_no_token: bool,
-    /// What URLs in answers begin with, such as https://packs.example.com.
+    /// What URLs in answers begin with, such as `https://packs.example.com`.
     #[arg(long)]
     public_url: Option<String>,
     /// Largest request body in bytes.

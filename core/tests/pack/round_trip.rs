@@ -185,7 +185,7 @@ fn an_inspection_shows_each_kind_of_file_without_a_model_or_a_pool() {
     let dense = inspected(dense_pack());
     assert_eq!((dense.contents, dense.signer), (Contents::Dense(lora()), Some(secret().public_key())));
     assert_eq!(inspected(gates_pack()).contents, Contents::Gates(gates()));
-    assert_eq!(inspected(pool_file()).contents, Contents::Pool(pool()));
+    assert_eq!(inspected(pool_file()).contents, Contents::Pool(Box::new(pool())));
     let mut cut = dense_pack();
     cut.pop();
     let refused = inspect(&RawPack::read(cut).unwrap(), &trust());
