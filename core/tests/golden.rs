@@ -9,7 +9,7 @@ use edgeweld::gguf::GgufFile;
 use edgeweld::model::{Backend, Cpu, CpuOptions, Decoder, DecoderRunner, LogitRows, Runner};
 use serde::Deserialize;
 
-/// A reference margin below this may flip with 8-bit activations.
+/// A reference margin below this may flip with quantised activations.
 const MARGIN: f32 = 0.3;
 
 #[derive(Deserialize)]
@@ -28,9 +28,9 @@ struct Case {
     greedy_margin: Vec<f32>,
 }
 
-/// Largest difference of a top-20 log-probability with 8-bit activations. The aim is 0.15; up to 0.37 is measured
-/// (docs/measurements.md), so this guards what is reached and no more.
-const CPU_TOLERANCE: f32 = 0.5;
+/// Largest difference of a top-20 log-probability with 16-bit activations. The bar of `cargo xtask parity` is 0.15;
+/// 0.006 is measured (docs/measurements.md), and a kernel that is only plausible would show here.
+const CPU_TOLERANCE: f32 = 0.03;
 
 #[test]
 fn smollm2_on_the_cpu_backend_agrees_with_the_reference() {

@@ -167,3 +167,9 @@ fn rejects_a_tensor_that_it_would_ignore() {
     let error = load(&writer);
     assert!(matches!(&error, Error::UnexpectedTensor { tensor } if tensor == "blk.0.attn_sinks.weight"), "{error}");
 }
+
+#[test]
+fn rejects_more_layers_than_the_file_has_tensors_for() {
+    let error = with_key(LLAMA, "llama.block_count", Value::U32(100)).unwrap_err();
+    assert!(matches!(&error, Error::InvalidMetadata { key, .. } if key == "llama.block_count"), "{error}");
+}

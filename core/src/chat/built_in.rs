@@ -16,17 +16,24 @@ pub(super) enum BuiltIn {
 }
 
 impl BuiltIn {
-    /// The family whose turn tokens the vocabulary has. Llama 2 has none: its chat models are known by name.
+    /// The family whose turn tokens the vocabulary has, if the model's `name` says that it was tuned to use them. Base
+    /// models have the tokens too, but answer them with noise; a plain transcript they continue.
+    ///
+    /// Llama 2 has no turn tokens: its chat models are known by name.
     pub(super) fn for_model(tokenizer: &Tokenizer, name: &str) -> Self {
-        let has = |token| tokenizer.special_token(token).is_some();
         let name = name.to_lowercase();
-        if has("<|im_start|>") && has("<|im_end|>") {
+        let is_tuned =
+            name.split(|c: char| !c.is_alphanumeric()).any(|word| matches!(word, "it" | "instruct" | "chat"));
+        let has = |token| tokenizer.special_token(token).is_some();
+        if !is_tuned {
+            Self::Transcript
+        } else if has("<|im_start|>") && has("<|im_end|>") {
             Self::ChatMl
         } else if has("<|start_header_id|>") && has("<|eot_id|>") {
             Self::Llama3
         } else if has("<start_of_turn>") && has("<end_of_turn>") {
             Self::Gemma
-        } else if name.contains("llama") && name.contains('2') && name.contains("chat") {
+        } else if name.contains("llama") && name.contains('2') {
             Self::Llama2
         } else {
             Self::Transcript

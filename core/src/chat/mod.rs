@@ -69,9 +69,9 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of a model file (`tokenizer.chat_template`); without one, the family's whose turn tokens the
-    /// vocabulary has (ChatML, Llama 3, Gemma, Llama 2); without any, a plain `User: … Assistant: …`
-    /// transcript, for base models.
+    /// The template of a model file (`tokenizer.chat_template`). Without one, a model whose name says that it was tuned
+    /// for chat gets its family's (ChatML, Llama 3, Gemma, Llama 2), and a base model a plain `User: … Assistant: …`
+    /// transcript.
     ///
     /// # Errors
     /// [`Error::Template`] when the file's template does not parse.
@@ -79,8 +79,9 @@ impl ChatTemplate {
         if let Some(source) = metadata.opt_str("tokenizer.chat_template")? {
             return Self::new(source);
         }
-        let name = metadata.opt_str("general.name")?.unwrap_or_default();
-        let built_in = BuiltIn::for_model(tokenizer, name);
+        let name = |key| Ok::<_, Error>(metadata.opt_str(key)?.unwrap_or_default());
+        let name = format!("{} {}", name("general.name")?, name("general.finetune")?);
+        let built_in = BuiltIn::for_model(tokenizer, &name);
         log::info!("the model file has no chat template; using the built-in {built_in:?}");
         let mut template = Self::new(built_in.source())?;
         template.built_in = Some(built_in);

@@ -62,19 +62,39 @@ fn the_invented_system_turn_can_be_left_out() {
 }
 
 #[test]
-fn a_base_model_with_turn_tokens_gets_their_template() {
+fn a_base_model_gets_a_transcript_though_its_vocabulary_has_turn_tokens() {
     let tokenizer = gemma();
+    assert!(tokenizer.special_token("<start_of_turn>").is_some());
     let template = ChatTemplate::from_gguf(model(GEMMA).metadata(), &tokenizer).unwrap();
-    assert!(template.is_built_in() && template.stop_strings().is_empty());
+    assert!(template.is_built_in());
+    assert_eq!(template.stop_strings(), ["\nUser:"]);
+    let messages = [Message::system("Be brief."), Message::user("hi")];
+    let ids = template.encode(&tokenizer, &messages, &RenderOptions::default()).unwrap();
+    assert_eq!(ids[0], 2, "BOS");
+    assert_eq!(tokenizer.decode(&ids[1..]), "Be brief.\n\nUser: hi\nAssistant:");
+}
+
+#[test]
+fn a_model_tuned_for_chat_gets_its_familys_template() {
+    for (tokenizer, name, expected) in [
+        (gemma(), "Gemma 3 270m It", BuiltIn::Gemma),
+        (gemma(), "gemma-2b-it", BuiltIn::Gemma),
+        (gemma(), "Gemma 3 270m", BuiltIn::Transcript),
+        (smollm2(), "SmolLM2 135M Instruct", BuiltIn::ChatMl),
+        (smollm2(), "SmolLM2 135M", BuiltIn::Transcript),
+    ] {
+        assert_eq!(BuiltIn::for_model(&tokenizer, name), expected, "{name}");
+    }
+    let template = ChatTemplate::new(BuiltIn::Gemma.source()).unwrap();
     let messages =
         [Message::system("Be brief."), Message::user(" hi "), Message::assistant("Hello."), Message::user("Bye")];
-    let rendered = template.render(&tokenizer, &messages, &RenderOptions::default()).unwrap();
+    let rendered = template.render(&gemma(), &messages, &RenderOptions::default()).unwrap();
     assert_eq!(
         rendered.text,
         "<bos><start_of_turn>user\nBe brief.\n\nhi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n\
          <start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n"
     );
-    let ids = template.encode(&tokenizer, &messages, &RenderOptions::default()).unwrap();
+    let ids = template.encode(&gemma(), &messages, &RenderOptions::default()).unwrap();
     assert_eq!(ids[..3], [2, 105, 2364]);
     assert_eq!(ids.iter().filter(|&&id| id == 2).count(), 1, "one BOS");
 }

@@ -11,7 +11,7 @@ use crate::{CancelToken, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Device {
-    /// This library's own kernels: weights stay quantised, activations are 8-bit in the products.
+    /// This library's own kernels: weights stay quantised, activations are 16-bit in the products.
     #[default]
     Cpu,
     /// The CPU with dequantised f32 weights and f32 activations (feature `candle`): slow and large, for comparison.
@@ -26,6 +26,16 @@ pub enum Device {
 }
 
 impl Device {
+    /// `cpu`, `exact`, `metal` or `cuda`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Exact => "exact",
+            Self::Metal => "metal",
+            Self::Cuda { .. } => "cuda",
+        }
+    }
+
     /// Loads the model of `file` onto this device.
     pub(super) fn load(
         self,
@@ -50,12 +60,8 @@ impl Device {
         }
         #[cfg(not(feature = "candle"))]
         if self != Self::Cpu {
-            let device = match self {
-                Self::Metal => "metal",
-                Self::Cuda { .. } => "cuda",
-                Self::Cpu | Self::Exact => "exact",
-            };
-            return Err(Error::DeviceUnavailable { device, reason: "built without feature `candle`".to_owned() });
+            let reason = "built without feature `candle`".to_owned();
+            return Err(Error::DeviceUnavailable { device: self.name(), reason });
         }
         let backend = Arc::new(Cpu::new(&CpuOptions { threads })?);
         Ok(Box::new(Arc::new(Decoder::load(file, backend, cancel, progress)?)))

@@ -44,6 +44,7 @@ pub(super) struct Inner {
     pub(super) pack: RwLock<Option<Arc<MergedPack>>>,
     pub(super) tokenizer: Tokenizer,
     pub(super) template: ChatTemplate,
+    pub(super) device: Device,
     context_length: usize,
     identity: OnceLock<ModelIdentity>,
     #[cfg(feature = "constrain")]
@@ -94,6 +95,7 @@ impl Engine {
             pack: RwLock::new(pack),
             tokenizer,
             template,
+            device: options.device,
             context_length,
             identity: OnceLock::new(),
             #[cfg(feature = "constrain")]

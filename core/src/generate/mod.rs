@@ -14,7 +14,9 @@
 //! # }
 //! ```
 
+mod answer;
 mod arm;
+mod choose;
 mod device;
 mod engine;
 mod model;

@@ -11,7 +11,8 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// The sampler chain; greedy by default.
     pub sampler: SamplerOptions,
-    /// Texts that end the answer. They are neither part of it nor shown to the listener.
+    /// Texts that end the answer. They are neither part of it nor shown to the listener. A `String` is UTF-8, so there
+    /// is nothing to check here; the bindings' strings are checked where they are read from foreign memory.
     pub stop: Vec<String>,
     /// What the answer must satisfy: a JSON schema, a regular expression or a grammar.
     #[cfg(feature = "constrain")]

@@ -4,8 +4,8 @@
 //! "EWPREFIX" · version u32 · header length u32 · header (JSON) · state
 //! ```
 //!
-//! All integers are little-endian. The header names what the cache was computed by (base model, pack, mode), its
-//! token ids, and the digest of the state; a session of anything else refuses it.
+//! All integers are little-endian. The header names what the cache was computed by (base model, pack, mode, device:
+//! each lays its cache out its own way), its token ids, and the digest of the state; a session of anything else refuses it.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -27,6 +27,8 @@ struct Header {
     pack: Option<Digest>,
     /// How that pack was in the model.
     mode: Option<MergeMode>,
+    /// [`Device::name`](super::Device::name)
+    device: String,
     tokens: Vec<u32>,
     state: Digest,
 }
@@ -44,6 +46,7 @@ impl Session {
             base: self.engine.identity().base,
             pack: self.pack.as_ref().map(|pack| pack.digest),
             mode: self.pack.as_ref().map(|pack| pack.mode),
+            device: self.engine.0.device.name().to_owned(),
             tokens: self.cached.clone(),
             state: Digest::of(&state),
         };
@@ -59,9 +62,9 @@ impl Session {
     /// Replaces the KV cache by the one saved at `path`; returns its token count.
     ///
     /// # Errors
-    /// [`Error::PrefixMismatch`] if it was saved for another model, or with a pack or mode that is not in the model now; [`Error::InvalidPrefix`] if it is
-    /// damaged; [`Error::ContextFull`] if it does not fit; [`Error::Io`]. The session is then as before, or empty if
-    /// the state itself was refused.
+    /// [`Error::PrefixMismatch`] if it was saved for another model or device, or with a pack or mode that is not in the
+    /// model now; [`Error::InvalidPrefix`] if it is damaged; [`Error::ContextFull`] if it does not fit; [`Error::Io`].
+    /// The session is then as before, or empty if the state itself was refused.
     pub fn load_prefix(&mut self, path: impl AsRef<Path>) -> Result<usize> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
@@ -84,6 +87,7 @@ impl Session {
                 pack.as_ref().map_or_else(none, |pack| pack.mode.to_string()),
                 header.mode.map_or_else(none, |mode| mode.to_string()),
             ),
+            ("device", self.engine.0.device.name().to_owned(), header.device.clone()),
         ];
         for (field, expected, actual) in fields {
             if expected != actual {
@@ -135,6 +139,7 @@ mod tests {
             base: Digest::of(b"base"),
             pack: None,
             mode: None,
+            device: "cpu".to_owned(),
             tokens: vec![1, 2],
             state: Digest::of(b"state"),
         };

@@ -1,14 +1,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::answer::Answer;
 use super::arm::{Arm, choose};
+use super::choose::Chooser;
 use super::engine::Engine;
-use super::options::{FinishReason, GenerateOptions, Generation, Token, TokenListener};
+use super::options::{FinishReason, GenerateOptions, Generation, TokenListener};
 use super::specialize::MergedPack;
-use super::stop::StopStrings;
 use crate::chat::{Message, RenderOptions};
 use crate::model::{LogitRows, Runner};
-use crate::sample::Sampler;
 use crate::{Error, Result};
 
 /// Prompt tokens between two progress reports.
@@ -105,22 +105,37 @@ impl Session {
         if prompt.len() >= available {
             return Err(Error::ContextFull { required: prompt.len() + 1, available });
         }
-        let reused_tokens = self.reuse(prompt);
+        let engine = self.engine.clone();
+        let chooser = Chooser::new(&engine, options)?;
         let mut generation = Generation {
             text: String::new(),
             arm,
             prompt_tokens: prompt.len(),
-            reused_tokens,
+            reused_tokens: self.reuse(prompt),
             generated_tokens: 0,
             prefill_ms: 0.0,
             time_to_first_token_ms: 0.0,
             decode_tokens_per_second: 0.0,
             finish_reason: FinishReason::Length,
         };
-        match self.run(prompt, options, listener, &mut generation, start) {
-            Err(Error::Cancelled) => generation.finish_reason = FinishReason::Cancelled,
-            result => result?,
-        }
+        let mut answer = Answer::new(engine.tokenizer(), &options.stop, listener);
+        let outcome = self.run(prompt, options, chooser, &mut answer, &mut generation, start);
+        let (text, stopped) = answer.finish();
+        generation.text = text;
+        generation.finish_reason = match outcome {
+            Err(Error::Cancelled) => FinishReason::Cancelled,
+            Ok(_) if stopped => FinishReason::StopString,
+            reason => reason?,
+        };
+        log::debug!(
+            "{arm}; {} prompt tokens ({} cached) in {:.0} ms, {} tokens at {:.0}/s, {:?}",
+            generation.prompt_tokens,
+            generation.reused_tokens,
+            generation.prefill_ms,
+            generation.generated_tokens,
+            generation.decode_tokens_per_second,
+            generation.finish_reason
+        );
         Ok(generation)
     }
 
@@ -164,95 +179,54 @@ impl Session {
         shared
     }
 
+    /// Prefills what is not cached of `prompt`, then decodes; answers why it stopped.
     fn run(
         &mut self,
         prompt: &[u32],
         options: &GenerateOptions,
-        listener: &mut dyn TokenListener,
+        mut chooser: Chooser,
+        answer: &mut Answer<'_>,
         generation: &mut Generation,
         start: Instant,
-    ) -> Result<()> {
+    ) -> Result<FinishReason> {
         let engine = self.engine.clone();
-        let tokenizer = engine.tokenizer();
-        let mut sampler = Sampler::new(options.sampler.clone())?;
-        #[cfg(feature = "constrain")]
-        let mut constraint = options.constraint.as_ref().map(|wanted| engine.compile(wanted)).transpose()?;
-        let mut text = tokenizer.decode_stream();
-        let mut stop = StopStrings::new(&options.stop);
-
+        answer.listener.on_prefill(self.cached.len(), prompt.len());
         // All of the prompt but the last step, whose logits are needed.
-        listener.on_prefill(self.cached.len(), prompt.len());
         while prompt.len() - self.cached.len() > PREFILL_STEP {
             let ids = &prompt[self.cached.len()..][..PREFILL_STEP];
             self.runner.forward(ids, LogitRows::None, &options.cancel)?;
             self.cached.extend_from_slice(ids);
-            listener.on_prefill(self.cached.len(), prompt.len());
+            answer.listener.on_prefill(self.cached.len(), prompt.len());
         }
         let mut pending = prompt[self.cached.len()..].to_vec();
-        let mut first_token = None;
-        let end =
-            |generation: &mut Generation, rest: String, reason, listener: &mut dyn TokenListener, last: &Token| {
-                if !rest.is_empty() {
-                    generation.text += &rest;
-                    listener.on_token(&Token { text: rest, ..last.clone() });
-                }
-                generation.finish_reason = reason;
-            };
-        let mut token = Token { id: 0, text: String::new(), logprob: None, top_logprobs: Vec::new() };
-        let mut result = Ok(());
-        let mut reason = FinishReason::Length;
+        let mut first = None;
         while generation.generated_tokens < options.max_tokens
             && self.cached.len() + pending.len() <= self.runner.capacity()
         {
-            let logits = match self.runner.forward(&pending, LogitRows::Last, &options.cancel) {
-                Ok(logits) => logits,
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            };
+            let logits = self.runner.forward(&pending, LogitRows::Last, &options.cancel)?;
             self.cached.append(&mut pending);
-            #[cfg(feature = "constrain")]
-            let mask = constraint.as_mut().map(|state| state.mask()).transpose()?;
-            #[cfg(not(feature = "constrain"))]
-            let mask = None;
-            let sampled = sampler.sample(logits, &self.cached, mask.as_ref())?;
-            let now = Instant::now();
-            if first_token.is_none() {
-                first_token = Some(now);
+            let sampled = chooser.choose(logits, &self.cached)?;
+            let first = *first.get_or_insert_with(|| {
                 generation.prefill_ms = milliseconds(start);
                 generation.time_to_first_token_ms = generation.prefill_ms;
-                listener.on_prefill(prompt.len(), prompt.len());
+                answer.listener.on_prefill(prompt.len(), prompt.len());
+                Instant::now()
+            });
+            if engine.tokenizer().is_end(sampled.id) {
+                return Ok(FinishReason::EndOfTurn);
             }
-            if tokenizer.is_end(sampled.id) {
-                reason = FinishReason::EndOfTurn;
-                break;
-            }
-            #[cfg(feature = "constrain")]
-            if let Some(state) = &mut constraint {
-                state.accept(sampled.id)?;
+            chooser.accept(sampled.id)?;
+            if generation.generated_tokens > 0 {
+                generation.decode_tokens_per_second =
+                    generation.generated_tokens as f64 / first.elapsed().as_secs_f64();
             }
             generation.generated_tokens += 1;
-            let (certain, found) = stop.push(&text.push(tokenizer, sampled.id));
-            token = Token { id: sampled.id, text: certain, logprob: sampled.logprob, top_logprobs: sampled.top };
-            generation.text += &token.text;
-            listener.on_token(&token);
-            if let Some(first) = first_token
-                && generation.generated_tokens > 1
-            {
-                let seconds = (now - first).as_secs_f64();
-                generation.decode_tokens_per_second = (generation.generated_tokens - 1) as f64 / seconds;
-            }
-            if found {
-                generation.finish_reason = FinishReason::StopString;
-                return Ok(());
-            }
             pending.push(sampled.id);
+            if !answer.push(sampled) {
+                return Ok(FinishReason::StopString);
+            }
         }
-        let (mut rest, found) = stop.push(&text.finish());
-        rest += &stop.finish();
-        end(generation, rest, if found { FinishReason::StopString } else { reason }, listener, &token);
-        result
+        Ok(FinishReason::Length)
     }
 }
 

@@ -8,6 +8,8 @@ use crate::{Error, Result};
 // Caps on what a file may ask for, well above any model of these families. Every later allocation is sized by
 // these numbers or by tensors that are really in the file.
 const LAYERS_MAX: u64 = 1024;
+/// Two norms, and the matrices q, k, v, o, gate, up and down.
+const LAYER_TENSORS_MIN: usize = 9;
 const HIDDEN_MAX: u64 = 1 << 16;
 const FFN_MAX: u64 = 1 << 20;
 const HEADS_MAX: u64 = 1024;
@@ -32,6 +34,11 @@ impl Config {
         let keys = Keys { metadata, architecture: family.architecture() };
 
         let layer_count = keys.count("block_count", LAYERS_MAX)?;
+        let tensor_count = file.tensors().len();
+        if layer_count * LAYER_TENSORS_MIN > tensor_count {
+            let reason = format!("{layer_count} layers in a file of {tensor_count} tensors");
+            return Err(keys.invalid("block_count", reason));
+        }
         let hidden_size = keys.count("embedding_length", HIDDEN_MAX)?;
         if keys.opt_u32("expert_count")?.is_some_and(|count| count > 0) {
             return Err(keys.invalid("expert_count", "mixtures of experts are not supported"));

@@ -36,7 +36,7 @@ pub struct CpuOptions {
 
 /// The CPU backend: the fast path on devices without a usable GPU.
 ///
-/// Weights stay as the file stores them, memory-mapped; activations are quantised to 8 bits per block of 32 for the
+/// Weights stay as the file stores them, memory-mapped; activations are quantised to 16 bits per block of 32 for the
 /// integer products. The KV cache is f16. Any number of sequences may share one `Cpu`: their operators take turns.
 pub struct Cpu {
     kernels: Kernels,

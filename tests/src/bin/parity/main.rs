@@ -34,7 +34,7 @@ struct Cli {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum BackendName {
-    /// The runtime's own kernels: 8-bit activations, log-probabilities within 0.15
+    /// The runtime's own kernels: 16-bit activations, log-probabilities within 0.15
     Cpu,
     /// Weights dequantised to f32, f32 activations: log-probabilities within 0.02
     Candle,

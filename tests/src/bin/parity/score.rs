@@ -6,7 +6,7 @@ use edgeweld::model::{LogitRows, Runner};
 
 use crate::golden::ModelCase;
 
-/// A logit gap below this may flip with 8-bit activations.
+/// A logit gap below this may flip with quantised activations.
 const MARGIN: f32 = 0.3;
 /// Largest relative error of the mean NLL.
 const NLL_ERROR_MAX: f64 = 0.01;
