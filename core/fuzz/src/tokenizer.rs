@@ -65,7 +65,8 @@ fn build(rule: &str, tokens: &str, merges: &str) -> edgeweld::Result<Tokenizer> 
         };
         // Turn marks are control tokens whatever the file says; they would not decode to themselves.
         let is_turn_mark = name.starts_with("<|") && name.ends_with("|>") || name.ends_with("_of_turn>");
-        if !name.is_empty() && !(kind == 4 && is_turn_mark) && taken.insert(name.clone()) {
+        let is_left_out = name.is_empty() || kind == 4 && is_turn_mark;
+        if !is_left_out && taken.insert(name.clone()) {
             names.push(name);
             kinds.push(kind);
         }
