@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{models, shell};
+use crate::{models, peers, shell};
 
 /// One row of the table.
 #[derive(Clone, Copy)]
@@ -33,6 +33,7 @@ pub(crate) const CHECK: &[Lane] = &[
 pub(crate) const TEST: &[Lane] = &[
     lane("models", models::obtain),
     lane("rust", || shell::run(shell::cargo(&["test", "--workspace"]).env("EDGEWELD_MODELS", models::folder()))),
+    Lane { name: "peers", skip: peers::missing, run: peers::open_pack },
 ];
 
 /// Runs every lane, goes on after a failure, and ends with one summary line.

@@ -5,6 +5,7 @@ mod cuda;
 mod lanes;
 mod llama_cpp;
 mod models;
+mod peers;
 mod programs;
 mod python;
 mod shell;

@@ -35,6 +35,24 @@ pub(crate) fn download(package: &str, folder: &Path, extra: &[&str]) -> Result<(
         .with_context(|| format!("pip could not download {package}: is the Python package index reachable?"))
 }
 
+/// A Python with the small packages in tests/peers/requirements.txt: the one at hand if it has them, else a private virtual
+/// environment, filled when first needed.
+pub(crate) fn with_peer_packages() -> Result<OsString> {
+    let imports = ["-c", "import numpy, safetensors, zstandard"];
+    let python = interpreter()?;
+    let folder = shell::build_folder().join("xtask/peers");
+    let private = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" }).into_os_string();
+    for python in [&python, &private] {
+        if shell::succeeds(&mut shell::command(python, &imports)) {
+            return Ok(python.clone());
+        }
+    }
+    shell::run(shell::command(&python, &["-m", "venv"]).arg(&folder))?;
+    let install = ["-m", "pip", "install", "--quiet", "-r", "tests/peers/requirements.txt"];
+    shell::run(&mut shell::command(&private, &install))?;
+    Ok(private)
+}
+
 /// Runs every script `tests/fixtures/make_*.py`.
 pub(crate) fn fixtures() -> Result<()> {
     let folder = shell::workspace().join(FIXTURES);

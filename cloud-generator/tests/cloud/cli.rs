@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use edgeweld::gguf::GgufFile;
 use edgeweld::pack::{PublicKey, RawPack};
 use edgeweld::verify::{TrustPolicy, verify};
 
@@ -141,4 +142,83 @@ fn serve_says_where_it_listens_and_ends_well_on_a_signal() {
     child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     assert!(log.contains("GET /v1/packs/sha256:") && log.contains("stopping"), "{log}");
     assert!(!log.contains(PROMPT), "prompts are not logged");
+}
+
+#[test]
+fn inspect_shows_each_kind_of_file_and_who_signed_it() {
+    let scene = Scene::new();
+    let prompt = "--prompt-file prompt.txt --sign keys/secret";
+    succeeds(&scene.run(&format!("{GENERATE} {prompt} -o dense.pack")));
+    succeeds(&scene.run(&format!("{GENERATE} {prompt} --payload gates --pool-out a.pool -o gates.pack")));
+    succeeds(&scene.run(&format!("{GENERATE} --prompt-file prompt.txt -o unsigned.pack")));
+    let key = String::from_utf8(scene.read("keys/public")).unwrap();
+    for (line, expected) in [
+        ("dense.pack", vec!["dense pack, format version 1", "--trust says whether", " gate_proj |", "14 tokens"]),
+        ("dense.pack --trust keys/public", vec![key.trim(), "which is trusted"]),
+        ("gates.pack", vec!["gates pack", "router: one row per expert", "need the pool"]),
+        ("gates.pack --pool a.pool", vec!["router: one row per expert", " down_proj |"]),
+        ("a.pool", vec!["file           pool", "norm of the experts' deltas"]),
+        ("unsigned.pack", vec!["none: devices refuse this file by default"]),
+        ("dense.pack --json", vec!["\"architecture\": \"llama\""]),
+    ] {
+        let text = succeeds(&scene.run(&format!("inspect {line}")));
+        for expected in expected {
+            assert!(text.contains(expected), "{line}: {expected} is not in\n{text}");
+        }
+    }
+}
+
+#[test]
+fn exports_hold_the_packs_values_and_hostile_files_are_refused_by_name() {
+    let scene = Scene::new();
+    let prompt = "--prompt-file prompt.txt --sign keys/secret";
+    succeeds(&scene.run(&format!("{GENERATE} {prompt} -o dense.pack")));
+    succeeds(&scene.run(&format!("{GENERATE} {prompt} --payload gates --pool-out a.pool -o gates.pack")));
+    succeeds(&scene.run("export dense.pack --format gguf -o lora.gguf"));
+    let gguf = GgufFile::open(scene.tiny.path("lora.gguf")).unwrap();
+    assert_eq!(gguf.metadata().str("adapter.type").unwrap(), "lora");
+    assert_eq!(gguf.metadata().f32("adapter.lora.alpha").unwrap(), 2.0);
+    assert_eq!(gguf.tensors().len(), 2 * 3 * 2);
+    assert_eq!(gguf.tensor("blk.1.ffn_down.weight.lora_a").unwrap().shape(), [2, 24]);
+
+    // The f16 values of a dense pack come out as they are in it.
+    succeeds(&scene.run("export dense.pack --format peft -o peft"));
+    let (peft, pack) = (scene.read("peft/adapter_model.safetensors"), scene.read("dense.pack"));
+    let manifest = RawPack::read(pack.clone()).unwrap().unverified_manifest().unwrap();
+    let frame = &pack[pack.len() - manifest.payload.size_bytes as usize..];
+    let packed = zstd::bulk::decompress(frame, manifest.payload.tensors_size_bytes as usize).unwrap();
+    let [peft, packed] = [&peft, &packed].map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+    assert_eq!(peft.len(), 12);
+    for (name, tensor) in packed.tensors() {
+        assert_eq!(peft.tensor(&name).unwrap().data(), tensor.data(), "{name}");
+    }
+    succeeds(&scene.run("export gates.pack --pool a.pool --format onnx-adapter -o lora.onnx_adapter"));
+    assert_eq!(&scene.read("lora.onnx_adapter")[4..8], b"TORT");
+
+    std::fs::write(scene.tiny.path("cut.pack"), &pack[..pack.len() - 1]).unwrap();
+    let mut flipped = pack.clone();
+    flipped[40] ^= 1;
+    std::fs::write(scene.tiny.path("flipped.pack"), flipped).unwrap();
+    let stranger = format!("ed25519:58{}", "66".repeat(31));
+    let export = "export dense.pack --format gguf -o x.gguf";
+    for (line, expected) in [
+        ("inspect missing.pack".to_owned(), "missing.pack: No such file"),
+        ("inspect prompt.txt".to_owned(), "not a valid pack: the file does not begin"),
+        ("inspect cut.pack".to_owned(), "not a valid pack: the payload has"),
+        ("inspect flipped.pack".to_owned(), "bad signature"),
+        ("inspect dense.pack --trust prompt.txt".to_owned(), "prompt.txt: bad signature"),
+        (format!("inspect dense.pack --trust {stranger}"), "is not trusted"),
+        ("inspect gates.pack --pool dense.pack".to_owned(), "the file is a dense pack, expected was a pool"),
+        (export.replace("dense", "gates"), "the pack needs expert pool sha256:"),
+        (export.replace("dense.pack", "a.pool"), "the file is a pool, expected was a pack"),
+        (export.replace("dense", "cut"), "not a valid pack: the payload has"),
+        (export.replace("x.gguf", "missing/x.gguf"), "missing/"),
+        (export.replace("gguf -o x.gguf", "peft -o prompt.txt"), "prompt.txt: "),
+    ] {
+        let output = scene.run(&line);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{line}: {text}");
+        assert!(text.lines().any(|line| line.starts_with("error: ") && line.contains(expected)), "{line}: {text}");
+        assert!(!scene.tiny.path("x.gguf").exists(), "{line}");
+    }
 }

@@ -191,3 +191,19 @@ fn an_inspection_shows_each_kind_of_file_without_a_model_or_a_pool() {
     let refused = inspect(&RawPack::read(cut).unwrap(), &trust());
     assert!(matches!(refused, Err(Error::InvalidPack { reason: PackDefect::PayloadLength { .. } })));
 }
+
+#[test]
+fn files_of_version_1_keep_opening() {
+    let [dense, gates_file, pool_file] = [
+        &include_bytes!("../fixtures/packs/v1-dense.pack")[..],
+        include_bytes!("../fixtures/packs/v1-gates.pack"),
+        include_bytes!("../fixtures/packs/v1.pool"),
+    ]
+    .map(<[u8]>::to_vec);
+    let pool_verified = verify_pool(&RawPack::read(pool_file).unwrap(), &trust(), &model()).unwrap();
+    assert_eq!(*pool_verified.pool(), pool());
+    assert_eq!(*verify(dense).unwrap().lora(), lora());
+    let raw = RawPack::read(gates_file).unwrap();
+    let pack = edgeweld::verify::verify(&raw, &trust(), &model(), Some(&pool_verified)).unwrap();
+    assert_eq!(pack.gates(), Some(&gates()));
+}
