@@ -12,6 +12,7 @@ pub mod data;
 pub mod device;
 pub mod edge_model;
 mod error;
+pub mod eval;
 pub mod export;
 pub mod files;
 pub mod generator;

@@ -54,8 +54,8 @@ fn the_committed_splits_keep_at_least_twenty_tasks_out_of_training() {
 #[test]
 fn learning_rate_warms_up_and_ends_at_zero() {
     let config = TrainConfig { step_count: 1050, warmup_steps: 50, ..TrainConfig::default() };
-    assert!((config.schedule(0) - 0.02).abs() < 1e-12);
-    assert!((config.schedule(49) - 1.0).abs() < 1e-12);
-    assert!((config.schedule(550) - 0.5).abs() < 1e-12);
-    assert!(config.schedule(1050) < 1e-12);
+    assert!((config.rate(0) - 0.02).abs() < 1e-12);
+    assert!((config.rate(49) - 1.0).abs() < 1e-12);
+    assert!((config.rate(550) - 0.5).abs() < 1e-12);
+    assert!(config.rate(1050) < 1e-12);
 }

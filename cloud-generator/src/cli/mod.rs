@@ -1,5 +1,6 @@
 //! One file per subcommand: its arguments and `run`.
 
+mod eval;
 mod export;
 mod generate;
 mod inspect;
@@ -28,6 +29,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Keygen(keygen::KeygenArgs),
+    Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Serve(serve::ServeArgs),
     Inspect(inspect::InspectArgs),
@@ -58,6 +60,7 @@ pub(crate) fn run() -> ExitCode {
 fn dispatch(command: Command, cancel: &CancelToken) -> Result<()> {
     match command {
         Command::Keygen(args) => keygen::run(&args),
+        Command::Eval(args) => eval::run(args, cancel),
         Command::Generate(args) => generate::run(args, cancel),
         Command::Serve(args) => serve::run(args, cancel),
         Command::Inspect(args) => inspect::run(&args),

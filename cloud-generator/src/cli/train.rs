@@ -1,13 +1,15 @@
+use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use clap::Args;
 use edgeweld::CancelToken;
 use edgeweld_cloud::data::{Splits, read_tasks};
-use edgeweld_cloud::generator::{Generator, LanguageModel};
-use edgeweld_cloud::train::{Sampler, TrainConfig, Trainer};
+use edgeweld_cloud::files::write_atomically;
+use edgeweld_cloud::generator::LanguageModel;
+use edgeweld_cloud::train::{Sampler, StepReport, TrainConfig, Trainer, curves, fits};
 use edgeweld_cloud::{Error, Result};
 
 /// Train a generator, or continue to.
@@ -47,31 +49,33 @@ pub(crate) fn run(args: TrainArgs, cancel: &CancelToken) -> Result<()> {
     let text = std::fs::read_to_string(&args.config).map_err(Error::io(&args.config))?;
     let config: TrainConfig = toml::from_str(&text)
         .map_err(|error| Error::InvalidFile { path: args.config.clone(), reason: error.to_string() })?;
+    config.check()?;
     let splits = Splits::load(&args.splits)?;
     let mut tasks = Vec::new();
     for path in &args.data {
         tasks.extend(read_tasks(path)?.into_iter().filter(|task| splits.trains_on(task)));
     }
-    let sampler = Sampler::new(tasks);
-    let (task_count, instruction_count) = sampler.counts();
-    eprintln!("{task_count} tasks, {instruction_count} instructions");
-
     let device = Device::Cpu;
     let cloud = LanguageModel::load(&args.cloud, &device)?;
     let edge = LanguageModel::load(&args.edge, &device)?;
-    let (cloud_config, edge_config) = (&cloud.decoder.config, &edge.decoder.config);
-    let generator = Generator::new(config.generator.clone(), cloud_config, edge_config, config.seed, &device)?;
-    let parameter_count: usize = generator.parameters.trained().map(|(_, var)| var.elem_count()).sum();
-    eprintln!("{parameter_count} trained parameters");
-    let mut trainer = Trainer::new(config, generator, cloud, edge, sampler);
+    let sampler = Sampler::new(tasks, &config, |item| fits(&edge, item, config.item_tokens_max));
+    let [labelled, open, instructions] = sampler.counts();
+    eprintln!("{labelled} tasks with labels or choices, {open} open ones, {instructions} instructions");
+    let mut trainer = Trainer::new(config, cloud, edge, sampler, &device)?;
+    for learner in &trainer.learners {
+        let count: usize = learner.generator.parameters.trained().map(|(_, var)| var.elem_count()).sum();
+        eprintln!("{}: {count} trained parameters", learner.name);
+    }
     if args.resume {
         trainer.resume(&args.out)?;
         eprintln!("continuing after step {}", trainer.step);
+    } else {
+        trainer.fit_reading(cancel)?;
     }
     train(&mut trainer, &args.out, cancel)
 }
 
-fn train(trainer: &mut Trainer, out: &std::path::Path, cancel: &CancelToken) -> Result<()> {
+fn train(trainer: &mut Trainer, out: &Path, cancel: &CancelToken) -> Result<()> {
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
     let path = out.join("metrics.jsonl");
     let file = std::fs::File::options().create(true).append(true).open(&path);
@@ -83,18 +87,18 @@ fn train(trainer: &mut Trainer, out: &std::path::Path, cancel: &CancelToken) -> 
     while trainer.step < trainer.config.step_count {
         let report = match trainer.advance(cancel) {
             Err(Error::Edge(edgeweld::Error::Cancelled)) => {
-                trainer.save(out)?;
-                trainer.save_generator(out)?;
+                save(trainer, out)?;
                 eprintln!("\nstopped after step {}; continue with --resume", trainer.step);
                 return Ok(());
             }
             report => report?,
         };
         tokens += report.tokens;
-        let loss = smooth.map_or(report.loss, |smooth: f64| 0.95 * smooth + 0.05 * report.loss);
+        let now = report.learners[0];
+        let loss = smooth.map_or(now.loss, |smooth: f64| 0.95 * smooth + 0.05 * now.loss);
         smooth = Some(loss);
         let seconds = start.elapsed().as_secs_f64();
-        let mut line = serde_json::to_value(report).expect("plain numbers");
+        let mut line = serde_json::to_value(&report).expect("plain numbers");
         line["seconds"] = seconds.into();
         writeln!(metrics, "{line}").map_err(Error::io(&path))?;
         let per_step = seconds / (trainer.step - first_step) as f64;
@@ -103,17 +107,28 @@ fn train(trainer: &mut Trainer, out: &std::path::Path, cancel: &CancelToken) -> 
             "\rstep {}/{}  loss {:.3} (mean {loss:.3})  {:.0} tokens/s  {minutes_left:.0} min left   ",
             trainer.step,
             trainer.config.step_count,
-            report.loss,
+            now.loss,
             tokens as f64 / seconds
         );
         if saved.elapsed() >= interval {
-            trainer.save(out)?;
-            trainer.save_generator(out)?;
+            save(trainer, out)?;
             saved = Instant::now();
         }
     }
-    trainer.save(out)?;
-    trainer.save_generator(out)?;
+    save(trainer, out)?;
     eprintln!();
     Ok(())
+}
+
+// The checkpoint to continue from, the generators as they are now, and the curves so far.
+fn save(trainer: &Trainer, out: &Path) -> Result<()> {
+    trainer.save(out)?;
+    trainer.save_generator(out)?;
+    let path = out.join("metrics.jsonl");
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    // After a kill, steps since the last checkpoint stand there twice: the later ones count.
+    let mut steps: BTreeMap<u64, StepReport> = BTreeMap::new();
+    let reports = text.lines().filter_map(|line| serde_json::from_str::<StepReport>(line).ok());
+    steps.extend(reports.map(|report| (report.step, report)));
+    write_atomically(&out.join("training.html"), curves(&steps.into_values().collect::<Vec<_>>()).as_bytes())
 }

@@ -28,6 +28,17 @@ pub struct Item {
     pub outputs: Vec<String>,
     /// Answers to choose from, where the item has its own.
     pub choices: Vec<String>,
+    /// What `input` was made of, where the item is of the *mc* schema.
+    pub question: Option<Question>,
+}
+
+/// The parts of an *mc* item.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    /// A passage or situation.
+    pub context: Option<String>,
+    /// The question.
+    pub text: String,
 }
 
 impl Task {

@@ -5,7 +5,7 @@ use std::path::Path;
 use flate2::read::GzDecoder;
 use serde::Deserialize;
 
-use super::{Item, Task};
+use super::{Item, Question, Task};
 use crate::{Error, Result};
 
 #[derive(Deserialize)]
@@ -80,10 +80,11 @@ pub fn read_tasks(path: &Path) -> Result<Vec<Task>> {
             }),
             Record::MultipleChoice { task, context, question, choices, answer } => {
                 let right = choices.get(answer).cloned().ok_or_else(|| invalid(format!("no choice {answer}")))?;
-                let context = context.map(|context| context + "\n").unwrap_or_default();
+                let before = context.as_ref().map(|context| format!("{context}\n")).unwrap_or_default();
                 let options: String = choices.iter().map(|choice| format!("\n- {choice}")).collect();
-                let input = format!("{context}{question}{options}");
-                let item = Item { input, outputs: vec![right], choices };
+                let input = format!("{before}{question}{options}");
+                let question = Some(Question { context, text: question });
+                let item = Item { input, outputs: vec![right], choices, question };
                 match tasks.last_mut() {
                     Some(last) if last.name == task => last.items.push(item),
                     _ => tasks.push(Task {
@@ -98,7 +99,7 @@ pub fn read_tasks(path: &Path) -> Result<Vec<Task>> {
                 name: id,
                 definition: instruction,
                 examples: Vec::new(),
-                items: vec![Item { input, outputs: vec![output], choices: Vec::new() }],
+                items: vec![Item { input, outputs: vec![output], choices: Vec::new(), question: None }],
             }),
             Record::Instruction { .. } => {}
         }
@@ -107,5 +108,5 @@ pub fn read_tasks(path: &Path) -> Result<Vec<Task>> {
 }
 
 fn item(instance: Instance) -> Item {
-    Item { input: instance.input, outputs: instance.output, choices: instance.choices }
+    Item { input: instance.input, outputs: instance.output, choices: instance.choices, question: None }
 }

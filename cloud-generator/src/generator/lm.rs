@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,6 +33,14 @@ impl LanguageModel {
         let tokenizer = Tokenizer::from_gguf(file.metadata())?;
         let identity = ModelIdentity::of(&file, &tokenizer)?;
         Ok(Self { decoder, tokenizer, digest: identity.base, identity })
+    }
+
+    /// The decoder cut to `layers`; it shares their weights.
+    pub fn layers(&self, layers: Range<usize>) -> Decoder<Grad> {
+        let mut decoder = self.decoder.clone();
+        decoder.layers = decoder.layers[layers.clone()].to_vec();
+        decoder.config.attention = decoder.config.attention[layers].to_vec();
+        decoder
     }
 
     /// Token ids of plain text, with BOS where the model wants it.

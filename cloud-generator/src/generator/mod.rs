@@ -2,12 +2,15 @@
 
 mod config;
 mod forward;
+mod init;
 mod lm;
 mod parameters;
+mod reading;
 mod store;
 
-pub use config::GeneratorConfig;
+pub use config::{GeneratorConfig, Reading, Routing};
 pub use forward::{Generator, PromptGates};
 pub use lm::{LanguageModel, user_turn};
 pub use parameters::Parameters;
+pub use reading::PromptState;
 pub use store::GeneratorInfo;

@@ -44,15 +44,26 @@ impl GeneratorInfo {
         }
         Ok(Digest::of(&digests))
     }
+
+    /// Reads `generator.toml` of a generator folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::InvalidFile`] if it is malformed.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join(CONFIG);
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        toml::from_str(&text).map_err(|error| Error::InvalidFile { path, reason: error.to_string() })
+    }
 }
 
 impl Generator {
-    /// Writes a generator folder: `generator.toml` and `generator.safetensors` (f16; batch norm in f32).
+    /// Writes a generator folder: `generator.toml` and `generator.safetensors` (f16; statistics in f32).
     pub fn save(&self, folder: &Path, info: &GeneratorInfo) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let mut tensors = HashMap::new();
         for (name, var) in self.parameters.iter() {
-            let dtype = if name.starts_with("router.bn.") { DType::F32 } else { DType::F16 };
+            let dtype =
+                if name.starts_with("router.bn.") || name.starts_with("prompt.") { DType::F32 } else { DType::F16 };
             tensors.insert(name.to_owned(), var.as_detached_tensor().to_dtype(dtype)?);
         }
         candle_core::safetensors::save(&tensors, folder.join(WEIGHTS))?;
@@ -70,17 +81,35 @@ impl Generator {
         edge: &LanguageModel,
         device: &Device,
     ) -> Result<(Self, GeneratorInfo)> {
-        let path = folder.join(CONFIG);
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let invalid = |reason: String| Error::InvalidFile { path: path.clone(), reason };
-        let info: GeneratorInfo = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        let info = GeneratorInfo::load(folder)?;
         for (what, expected, model) in [("cloud LM", &info.cloud, cloud), ("edge model", &info.edge, edge)] {
             if *expected != model.digest.to_string() {
-                return Err(invalid(format!("made for {what} {expected}, got {}", model.digest)));
+                let reason = format!("made for {what} {expected}, got {}", model.digest);
+                return Err(Error::InvalidFile { path: folder.join(CONFIG), reason });
             }
         }
         let (cloud, edge) = (&cloud.decoder.config, &edge.decoder.config);
         let mut generator = Self::new(info.generator.clone(), cloud, edge, 0, device)?;
+        generator.parameters.load(&folder.join(WEIGHTS), device)?;
+        Ok((generator, info))
+    }
+
+    /// Loads a generator that reads no prompt, such as a multi-task LoRA, without its cloud LM.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); [`Error::InvalidOption`] if the generator reads prompts.
+    pub fn load_blind(folder: &Path, edge: &LanguageModel, device: &Device) -> Result<(Self, GeneratorInfo)> {
+        let info = GeneratorInfo::load(folder)?;
+        if info.generator.expert_count > 0 {
+            let reason = format!("{} reads prompts: it is no multi-task LoRA", info.name);
+            return Err(Error::InvalidOption { option: "--baseline", reason });
+        }
+        if info.edge != edge.digest.to_string() {
+            let reason = format!("made for edge model {}, got {}", info.edge, edge.digest);
+            return Err(Error::InvalidFile { path: folder.join(CONFIG), reason });
+        }
+        let config = &edge.decoder.config;
+        let mut generator = Self::new(info.generator.clone(), config, config, 0, device)?;
         generator.parameters.load(&folder.join(WEIGHTS), device)?;
         Ok((generator, info))
     }
@@ -102,10 +131,12 @@ impl Generator {
 }
 
 impl PromptGates {
-    /// The gates of prompt `prompt`, `[layer, expert]`, as packs hold them.
+    /// The gates of prompt `prompt`, `[layer, expert]`, as packs hold them: zero for layers without a delta.
     pub fn of_prompt(&self, prompt: usize) -> Result<pack::Gates> {
         let rows: Vec<Vec<f32>> = self.gates.values.to_vec2()?;
-        let rows: Vec<Vec<f32>> = rows.into_iter().skip(prompt).step_by(self.prompt_count).collect();
+        let without = vec![vec![0.0; rows.first().map_or(0, Vec::len)]; self.first_layer];
+        let active = rows.into_iter().skip(prompt).step_by(self.prompt_count);
+        let rows: Vec<Vec<f32>> = without.into_iter().chain(active).collect();
         let shape = (rows.len(), rows.first().map_or(0, Vec::len));
         let weights = Array2::from_shape_vec(shape, rows.concat()).expect("rows of one length");
         Ok(pack::Gates { weights })

@@ -1,4 +1,6 @@
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 /// Expert weights per row: softmax over experts, the `top_k` largest kept and renormalised, the rest zero (Eq. 6–7).
 pub struct Gates {
@@ -29,10 +31,28 @@ impl Gates {
         Ok(Self { values, experts })
     }
 
+    /// The same rows with more experts, whose indices continue this one's.
+    pub fn beside(&self, more: &Self) -> Result<Self> {
+        let values = Tensor::cat(&[&self.values, &more.values], 1)?;
+        let rows = self.experts.iter().zip(&more.experts);
+        Ok(Self { values, experts: rows.map(|(first, then)| [first.as_slice(), then].concat()).collect() })
+    }
+
     /// `rows` gates from row `start` on.
     pub fn narrow(&self, start: usize, rows: usize) -> Result<Self> {
         Ok(Self { values: self.values.narrow(0, start, rows)?, experts: self.experts[start..start + rows].to_vec() })
     }
+}
+
+/// Standard Gumbel noise `[rows, experts]` in f32, to be added to logits (the paper's Table 8).
+pub fn gumbel_noise(shape: (usize, usize), seed: u64, device: &Device) -> Result<Tensor> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut value = || {
+        let u: f64 = rng.random_range(f64::MIN_POSITIVE..1.0);
+        -(-u.ln()).ln() as f32
+    };
+    let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| value()).collect();
+    Tensor::from_vec(values, shape, device)
 }
 
 /// Eq. 9 without α: `(σ(load)/μ(load))²` over experts, where an expert's load is its gates summed over the rows.

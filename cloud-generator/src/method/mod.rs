@@ -7,6 +7,6 @@ mod gates;
 mod pool;
 mod router;
 
-pub use gates::{Gates, load_balance};
+pub use gates::{Gates, gumbel_noise, load_balance};
 pub use pool::{Composition, ExpertPool, PoolShape};
 pub use router::{BatchNorm, BatchStatistics, Router};

@@ -3,10 +3,16 @@
 mod adamw;
 mod checkpoint;
 mod config;
+mod curves;
+mod items;
+mod learner;
 mod sampler;
 mod trainer;
 
 pub use adamw::AdamW;
-pub use config::{TrainConfig, Weighting};
-pub use sampler::{Sampler, Step};
-pub use trainer::{StepReport, Trainer};
+pub use config::{Schedule, TrainConfig, Weighting};
+pub use curves::curves;
+pub use items::fits;
+pub use learner::Learner;
+pub use sampler::{Sample, Sampler, Step};
+pub use trainer::{LearnerReport, StepReport, Trainer};

@@ -1,57 +1,147 @@
 use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
 use super::TrainConfig;
 use crate::data::{Item, Task};
 
+/// Items a task must keep to be trained on, where long ones are left out.
+const ITEMS_MIN: usize = 8;
+
 /// Draws the tasks and items of each pass. A pass depends on the seed and its number only, so a resumed run
 /// continues with the same data.
 pub struct Sampler {
-    tasks: Vec<Task>,
+    labelled: Vec<Labelled>,
+    open: Vec<Task>,
     instructions: Vec<Task>,
+}
+
+struct Labelled {
+    task: Task,
+    // The answers of every item, or none if each item has its own.
+    labels: Vec<String>,
+    // Items by their answer, so that a frequent label does not drown the others.
+    by_label: Vec<Vec<usize>>,
 }
 
 /// One prompt of a pass and the items that are solved with it.
 pub struct Step {
     /// The prompt.
     pub prompt: String,
-    /// Items and the answer to learn.
-    pub items: Vec<(Item, String)>,
+    /// Whether the prompt will come back.
+    pub recurs: bool,
+    /// What to learn with it.
+    pub samples: Vec<Sample>,
+}
+
+/// One item with the answer to learn.
+pub struct Sample {
+    /// What the user sends.
+    pub input: String,
+    /// What to answer.
+    pub answer: String,
+    /// The answers to choose from, `answer` among them; empty for open ones.
+    pub choices: Vec<String>,
 }
 
 impl Sampler {
-    /// `tasks` with one item count as instruction data.
-    pub fn new(tasks: Vec<Task>) -> Self {
-        let (tasks, instructions) =
-            tasks.into_iter().filter(|task| !task.items.is_empty()).partition(|task| task.items.len() > 1);
-        Self { tasks, instructions }
+    /// Sorts `tasks` into those with a label set or choices, open ones, and instructions (one item). `fits` says
+    /// whether an item is short enough; it is asked only where the configuration leaves long ones out.
+    pub fn new(tasks: Vec<Task>, config: &TrainConfig, mut fits: impl FnMut(&Item) -> bool) -> Self {
+        let mut sampler = Self { labelled: Vec::new(), open: Vec::new(), instructions: Vec::new() };
+        let mut rng = StdRng::seed_from_u64(config.seed);
+        for mut task in tasks {
+            let several = task.items.len() > 1;
+            let labels = task.label_set(config.choices_max);
+            let limit = config.items_per_task_max.unwrap_or(usize::MAX);
+            if config.leave_out_long_items || task.items.len() > limit {
+                task.items.shuffle(&mut rng);
+                let items = std::mem::take(&mut task.items).into_iter();
+                let short = items.filter(|item| !config.leave_out_long_items || fits(item));
+                task.items = short.take(limit).collect();
+            }
+            if task.items.is_empty() || several && config.leave_out_long_items && task.items.len() < ITEMS_MIN {
+                continue;
+            }
+            if !several {
+                sampler.instructions.push(task);
+            } else if labels.len() > 1 {
+                let of = |label: &String| {
+                    let items = task.items.iter().enumerate();
+                    items.filter(|(_, item)| item.outputs.first() == Some(label)).map(|(index, _)| index).collect()
+                };
+                let by_label = labels.iter().map(of).filter(|items: &Vec<usize>| !items.is_empty()).collect();
+                sampler.labelled.push(Labelled { task, labels, by_label });
+            } else if task.items.iter().all(|item| item.choices.len() > 1) {
+                let by_label = vec![(0..task.items.len()).collect()];
+                sampler.labelled.push(Labelled { task, labels: Vec::new(), by_label });
+            } else {
+                sampler.open.push(task);
+            }
+        }
+        sampler
     }
 
-    /// Tasks with several items, and single-item instructions.
-    pub fn counts(&self) -> (usize, usize) {
-        (self.tasks.len(), self.instructions.len())
+    /// Tasks with a label set or choices, open tasks, and instructions.
+    pub fn counts(&self) -> [usize; 3] {
+        [self.labelled.len(), self.open.len(), self.instructions.len()]
+    }
+
+    /// The prompts of all tasks with several items, each with every number of examples that a pass may show.
+    pub fn prompts(&self, config: &TrainConfig) -> Vec<String> {
+        let tasks = self.labelled.iter().map(|labelled| &labelled.task).chain(&self.open);
+        let prompts = tasks.flat_map(|task| {
+            (0..=config.examples_max.min(task.examples.len())).map(|example_count| task.prompt(example_count))
+        });
+        prompts.collect()
     }
 
     /// The prompts and items of pass `pass`.
     pub fn pass(&self, config: &TrainConfig, pass: u64) -> Vec<Step> {
         let mut rng = StdRng::seed_from_u64(config.seed ^ pass.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        (0..config.prompts_per_pass)
-            .map(|_| {
-                let instruction = self.tasks.is_empty() || rng.random_bool(config.instruction_share);
-                let pool = if instruction && !self.instructions.is_empty() { &self.instructions } else { &self.tasks };
-                let task = &pool[rng.random_range(0..pool.len())];
-                let example_count = rng.random_range(0..=config.examples_max);
-                let mut order: Vec<&Item> = task.items.iter().collect();
-                order.partial_shuffle(&mut rng, config.items_per_prompt);
-                let count = config.items_per_prompt.min(order.len());
-                // partial_shuffle puts what it drew at the end.
-                let items = order[order.len() - count..].iter().map(|item| {
-                    let output = &item.outputs[rng.random_range(0..item.outputs.len())];
-                    ((*item).clone(), output.clone())
-                });
-                Step { prompt: task.prompt(example_count), items: items.collect() }
-            })
-            .collect()
+        (0..config.prompts_per_pass).map(|_| self.step(config, &mut rng)).collect()
     }
+
+    fn step(&self, config: &TrainConfig, rng: &mut StdRng) -> Step {
+        let task_count = self.labelled.len() + self.open.len();
+        if task_count == 0 || !self.instructions.is_empty() && rng.random_bool(config.instruction_share) {
+            return open(&self.instructions[rng.random_range(0..self.instructions.len())], config, rng);
+        }
+        let share = config.label_share.unwrap_or(self.labelled.len() as f64 / task_count as f64);
+        let labelled = self.open.is_empty() || !self.labelled.is_empty() && rng.random_bool(share);
+        match labelled {
+            true => self.labelled[rng.random_range(0..self.labelled.len())].step(config, rng),
+            false => open(&self.open[rng.random_range(0..self.open.len())], config, rng),
+        }
+    }
+}
+
+impl Labelled {
+    fn step(&self, config: &TrainConfig, rng: &mut StdRng) -> Step {
+        let samples = (0..config.items_per_prompt).map(|_| {
+            let items = self.by_label.choose(rng).expect("a task has items");
+            let item = &self.task.items[*items.choose(rng).expect("a label has items")];
+            let choices = if self.labels.is_empty() { &item.choices } else { &self.labels };
+            Sample { input: item.input.clone(), answer: item.outputs[0].clone(), choices: choices.clone() }
+        });
+        let samples = samples.collect();
+        Step { prompt: prompt(&self.task, config, rng), recurs: true, samples }
+    }
+}
+
+fn open(task: &Task, config: &TrainConfig, rng: &mut StdRng) -> Step {
+    let mut order: Vec<&Item> = task.items.iter().collect();
+    let count = config.items_per_prompt.min(order.len());
+    // partial_shuffle returns what it drew first.
+    let (drawn, _) = order.partial_shuffle(rng, count);
+    let sample = |item: &&Item| {
+        let answer = item.outputs.choose(rng).expect("an item has an answer").clone();
+        Sample { input: item.input.clone(), answer, choices: Vec::new() }
+    };
+    let samples = drawn.iter().map(sample).collect();
+    Step { prompt: prompt(task, config, rng), recurs: task.items.len() > 1, samples }
+}
+
+fn prompt(task: &Task, config: &TrainConfig, rng: &mut StdRng) -> String {
+    task.prompt(rng.random_range(0..=config.examples_max.min(task.examples.len())))
 }

@@ -1,80 +1,113 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use edgeweld::CancelToken;
-use edgeweld::tokenizer::EncodeOptions;
 
-use super::adamw::{AdamW, accumulate};
-use super::{Sampler, Step, TrainConfig, Weighting};
-use crate::Result;
-use crate::generator::{Generator, LanguageModel, PromptGates, user_turn};
-use crate::grad::{Batch, Dropout, Prefix, SparseTarget, head_loss};
-use crate::method::{BatchStatistics, load_balance};
+use super::items::{Items, Turn};
+use super::{Learner, Sampler, Step, TrainConfig, Weighting};
+use crate::generator::{Generator, LanguageModel, PromptState};
+use crate::grad::{Batch, Dropout, LayerTheta, SparseTarget, head_loss};
+use crate::method::BatchStatistics;
+use crate::{Error, Result};
 
-/// A generator in training.
+/// A generator, and if asked for a baseline beside it, in training.
 pub struct Trainer {
     /// Settings.
     pub config: TrainConfig,
-    /// What learns.
-    pub generator: Generator,
-    /// Optimiser state.
-    pub optimizer: AdamW,
+    /// What learns: the generator first.
+    pub learners: Vec<Learner>,
     /// Optimiser steps done.
     pub step: u64,
     pub(super) cloud: LanguageModel,
-    pub(super) edge: LanguageModel,
+    pub(super) items: Items,
     sampler: Sampler,
-    prompts: HashMap<String, Arc<Prefix>>,
+    prompts: HashMap<String, PromptState>,
     prompts_size_bytes: usize,
 }
 
 /// What one optimiser step did.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct StepReport {
     /// Its number, from 1.
     pub step: u64,
+    /// Share of the peak learning rate.
+    pub rate: f64,
+    /// Cloud and edge tokens of its passes.
+    pub tokens: usize,
+    /// The generator's losses, then the baseline's.
+    pub learners: Vec<LearnerReport>,
+}
+
+/// What one optimiser step did to one learner.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct LearnerReport {
     /// Mean cross-entropy of the answers, nats per label token (or item-weighted).
     pub loss: f64,
+    /// Cross-entropy of the right choice among the first tokens of all, where items have choices.
+    pub choice_loss: f64,
+    /// Share of these items where the right choice is the likeliest.
+    pub choice_accuracy: f64,
     /// Eq. 9 without α.
     pub load_balance: f64,
     /// Norm of the gradients before clipping.
     pub gradient_norm: f64,
-    /// Share of the peak learning rate.
-    pub schedule: f64,
-    /// Cloud and edge tokens that were computed.
-    pub tokens: usize,
 }
 
-// One turn with its answer: rows of the edge batch.
-struct Turn {
-    ids: Vec<u32>,
-    // Rows that predict a label token.
-    labels: Range<usize>,
+// The turns of one pass, ready for the layers with deltas.
+struct Lessons {
+    turns: Vec<Turn>,
+    // [rows, hidden] before the first layer with a delta
+    states: Tensor,
+    // Rows of each prompt.
+    groups: Arc<[Range<usize>]>,
 }
 
 impl Trainer {
     /// A trainer at step 0.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for a configuration that no run can work with.
     pub fn new(
         config: TrainConfig,
-        generator: Generator,
         mut cloud: LanguageModel,
         edge: LanguageModel,
         sampler: Sampler,
-    ) -> Self {
-        generator.attach_cloud_lora(&mut cloud.decoder);
-        Self {
-            config,
-            generator,
-            optimizer: AdamW::default(),
-            step: 0,
-            cloud,
-            edge,
-            sampler,
-            prompts: HashMap::new(),
-            prompts_size_bytes: 0,
+        device: &Device,
+    ) -> Result<Self> {
+        config.check()?;
+        if sampler.counts() == [0, 0, 0] {
+            return Err(Error::InvalidOption { option: "--data", reason: "there is nothing to train on".into() });
         }
+        let mut learners = Vec::new();
+        let configs = std::iter::once(("generator", &config.generator))
+            .chain(config.baseline.as_ref().map(|baseline| ("baseline", baseline)));
+        for (name, generator) in configs {
+            if generator.first_layer != config.generator.first_layer || name == "baseline" && generator.cloud_rank > 0 {
+                let reason = "first_layer must be the generator's and cloud_rank 0: they share passes".into();
+                return Err(Error::InvalidOption { option: "baseline", reason });
+            }
+            let (cloud, edge) = (&cloud.decoder.config, &edge.decoder.config);
+            let generator = Generator::new(generator.clone(), cloud, edge, config.seed, device)?;
+            learners.push(Learner::new(name, generator));
+        }
+        learners[0].generator.attach_cloud_lora(&mut cloud.decoder);
+        let items = Items::new(edge, &config);
+        let prompts = HashMap::new();
+        Ok(Self { config, learners, step: 0, cloud, items, sampler, prompts, prompts_size_bytes: 0 })
+    }
+
+    /// Reads the tasks' prompts and standardises pooled ones by them; to be called once before the first step, not
+    /// for a resumed run. Nothing for generators that do not pool.
+    pub fn fit_reading(&mut self, cancel: &CancelToken) -> Result<()> {
+        if self.learners[0].generator.config.reading != crate::generator::Reading::Pooled {
+            return Ok(());
+        }
+        let prompts = self.sampler.prompts(&self.config);
+        let states = prompts.iter().map(|prompt| Ok(self.read(0, prompt, true, cancel)?.0));
+        let states = states.collect::<Result<Vec<_>>>()?;
+        self.learners[0].generator.fit_reading(&states)
     }
 
     /// One optimiser step.
@@ -82,83 +115,96 @@ impl Trainer {
     /// # Errors
     /// [`edgeweld::Error::Cancelled`] within one layer of the cancellation, with everything as before the step.
     pub fn advance(&mut self, cancel: &CancelToken) -> Result<StepReport> {
-        let mut gradients = BTreeMap::new();
-        let mut report = StepReport { step: self.step + 1, ..StepReport::default() };
+        self.learners.iter_mut().for_each(Learner::forget);
         let count = self.config.accumulation;
-        let mut statistics = Vec::new();
+        let mut report = StepReport { step: self.step + 1, rate: self.config.rate(self.step), ..Default::default() };
+        report.learners = vec![LearnerReport::default(); self.learners.len()];
         for index in 0..count {
             let pass = self.step * count as u64 + index as u64;
             let steps = self.sampler.pass(&self.config, pass);
-            let (loss, balance, batch, tokens) = self.loss(&steps, Some(pass), cancel)?;
-            let total = ((&loss + (&balance * self.config.load_balance)?)? / count as f64)?;
-            let grads = total.backward()?;
-            cancel.check()?;
-            accumulate(&mut gradients, &self.generator.parameters, &grads)?;
-            report.loss += f64::from(loss.to_scalar::<f32>()?) / count as f64;
-            report.load_balance += f64::from(balance.to_scalar::<f32>()?) / count as f64;
-            report.tokens += tokens;
-            statistics.push(batch);
+            let lessons = self.lessons(&steps, cancel)?;
+            report.tokens += lessons.states.dim(0)?;
+            for learner in 0..self.learners.len() {
+                let (total, tokens, statistics, part) = self.loss(learner, &steps, &lessons, pass, cancel)?;
+                let gradients = (total / count as f64)?.backward()?;
+                cancel.check()?;
+                self.learners[learner].take(&gradients, statistics)?;
+                report.tokens += tokens;
+                report.learners[learner].add(&part, count as f64);
+            }
         }
-        for batch in &statistics {
-            self.generator.update_statistics(batch)?;
+        for (learner, report) in self.learners.iter_mut().zip(&mut report.learners) {
+            report.gradient_norm = learner.update(&self.config, self.step)?;
         }
-        report.schedule = self.config.schedule(self.step);
-        let rate = |name: &str| {
-            let peak =
-                if name.starts_with("pool.") { self.config.pool_learning_rate } else { self.config.learning_rate };
-            peak * report.schedule
-        };
-        let (decay, clip) = (self.config.weight_decay, self.config.clip_norm);
-        report.gradient_norm =
-            self.optimizer.update(&self.generator.parameters, &gradients, self.step, rate, decay, clip)?;
         self.step += 1;
         Ok(report)
     }
 
-    // (answer loss, load balance, batch statistics, tokens computed)
-    fn loss(
-        &mut self,
-        steps: &[Step],
-        dropout_seed: Option<u64>,
-        cancel: &CancelToken,
-    ) -> Result<(Tensor, Tensor, BatchStatistics, usize)> {
-        let (gates, statistics, cloud_tokens) = self.read(steps, cancel)?;
-        let balance = load_balance(&gates.gates.values)?;
-
-        let (mut turns, mut groups, mut row_count) = (Vec::new(), Vec::new(), 0);
+    fn lessons(&mut self, steps: &[Step], cancel: &CancelToken) -> Result<Lessons> {
+        let (mut turns, mut states, mut groups, mut row_count) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for step in steps {
             let start = row_count;
-            for (item, answer) in &step.items {
-                let turn = self.turn(&item.input, answer)?;
+            for sample in &step.samples {
+                let turn = self.items.turn(sample)?;
                 row_count += turn.ids.len();
+                states.push(self.items.state(&turn.ids, cancel)?);
                 turns.push(turn);
             }
             groups.push(start..row_count);
         }
-        let dropout = dropout_seed.filter(|_| self.config.dropout > 0.0).map(|pass| Dropout {
-            probability: self.config.dropout,
-            seed: self.config.seed.wrapping_add(pass.wrapping_mul(1 << 20)),
-        });
-        let thetas = self.generator.thetas(&gates, &groups.into(), dropout)?;
-        let loss = self.answer_loss(&turns, Some(&thetas), cancel)?;
-        Ok((loss, balance, statistics, cloud_tokens + row_count))
+        Ok(Lessons { turns, states: Tensor::cat(&states, 0)?, groups: groups.into() })
     }
 
+    // (total loss, cloud tokens computed, batch statistics, parts)
+    fn loss(
+        &mut self,
+        learner: usize,
+        steps: &[Step],
+        lessons: &Lessons,
+        pass: u64,
+        cancel: &CancelToken,
+    ) -> Result<(Tensor, usize, Option<BatchStatistics>, LearnerReport)> {
+        let (meta, tokens) = self.meta(learner, steps, cancel)?;
+        let config = &self.config;
+        let seed = config.seed.wrapping_add(pass.wrapping_mul(1 << 20));
+        let generator = &self.learners[learner].generator;
+        let (gates, statistics) = generator.gates_train(&meta, seed)?;
+        let balance = gates.load_balance()?;
+        let dropout = (config.dropout > 0.0).then_some(Dropout { probability: config.dropout, seed });
+        let thetas = generator.thetas(&gates, &lessons.groups, dropout)?;
+        let (answers, choices) = self.answer_loss(lessons, &thetas, cancel)?;
+        let mut total = (&answers + (&balance * config.load_balance)?)?;
+        let mut report =
+            LearnerReport { loss: scalar(&answers)?, load_balance: scalar(&balance)?, ..Default::default() };
+        if let Some((loss, accuracy)) = choices {
+            (report.choice_loss, report.choice_accuracy) = (scalar(&loss)?, accuracy);
+            total = (total + (loss * config.choice_weight)?)?;
+        }
+        Ok((total, tokens, statistics, report))
+    }
+
+    // (loss of the answers' tokens, (loss, accuracy) of the choices)
     fn answer_loss(
         &self,
-        turns: &[Turn],
-        thetas: Option<&[crate::grad::LayerTheta]>,
+        lessons: &Lessons,
+        thetas: &[LayerTheta],
         cancel: &CancelToken,
-    ) -> Result<Tensor> {
-        let decoder = &self.edge.decoder;
-        let ids: Vec<u32> = turns.iter().flat_map(|turn| turn.ids.iter().copied()).collect();
-        let lengths: Vec<usize> = turns.iter().map(|turn| turn.ids.len()).collect();
-        let mut batch = Batch::packed(&lengths, vec![None; turns.len()]);
-        let h = decoder.hidden(decoder.embed(&ids)?, &mut batch, thetas, cancel)?;
+    ) -> Result<(Tensor, Option<(Tensor, f64)>)> {
+        let decoder = &self.items.upper;
+        let lengths: Vec<usize> = lessons.turns.iter().map(|turn| turn.ids.len()).collect();
+        let mut batch = Batch::packed(&lengths, vec![None; lengths.len()]);
+        let h = decoder.hidden(lessons.states.clone(), &mut batch, Some(thetas), cancel)?;
 
         let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::<SparseTarget>::new(), Vec::new());
+        // Rows of `rows` that predict the first token of an answer with choices.
+        let mut choices: Vec<(u32, &[u32], usize)> = Vec::new();
         let mut start = 0;
-        for turn in turns {
+        for turn in &lessons.turns {
+            if self.config.choice_weight > 0.0
+                && let Some((ids, right)) = &turn.choices
+            {
+                choices.push((rows.len() as u32, ids, *right));
+            }
             for row in turn.labels.clone() {
                 rows.push((start + row) as u32);
                 targets.push(vec![(turn.ids[row + 1], 1.0)]);
@@ -174,60 +220,98 @@ impl Trainer {
         let count = rows.len();
         let h = h.index_select(&Tensor::from_vec(rows, count, &device)?, 0)?;
         let h = decoder.output_norm(&h)?;
-        let losses = head_loss(&h, &decoder.head.dense()?, decoder.config.logit_softcap, targets)?;
+        let head = decoder.head.dense()?;
+        let losses = head_loss(&h, &head, decoder.config.logit_softcap, targets)?;
         let weights = Tensor::from_vec(weights, count, &device)?;
-        Ok((losses.mul(&weights)?.sum_all()? / f64::from(total))?)
+        let answers = (losses.mul(&weights)?.sum_all()? / f64::from(total))?;
+        Ok((answers, choice_loss(&h, &head, decoder.config.logit_softcap, &choices)?))
     }
 
-    // Gates of the steps' prompts.
-    fn read(&mut self, steps: &[Step], cancel: &CancelToken) -> Result<(PromptGates, BatchStatistics, usize)> {
-        let layer_count = self.edge.decoder.config.layer_count();
-        let mut ids = Vec::with_capacity(steps.len());
+    // Meta tokens of the steps' prompts, and the cloud tokens that were computed.
+    fn meta(&mut self, learner: usize, steps: &[Step], cancel: &CancelToken) -> Result<(Tensor, usize)> {
+        if self.learners[learner].generator.config.cloud_rank > 0 {
+            let ids = steps.iter().map(|step| self.prompt_ids(learner, &step.prompt)).collect::<Result<Vec<_>>>()?;
+            let generator = &self.learners[learner].generator;
+            let tokens = ids.iter().map(|ids| ids.len() + generator.active_layers()).sum();
+            return Ok((generator.meta(&self.cloud, &ids, cancel)?, tokens));
+        }
+        let (mut states, mut tokens) = (Vec::with_capacity(steps.len()), 0);
         for step in steps {
-            let mut prompt = self.cloud.encode(&step.prompt)?;
-            prompt.truncate(self.generator.config.prompt_tokens_max);
-            ids.push(prompt);
-        }
-        let mut tokens = layer_count * steps.len();
-        let meta = if self.generator.config.cloud_rank > 0 {
-            tokens += ids.iter().map(Vec::len).sum::<usize>();
-            self.generator.meta(&self.cloud, &ids, cancel)?
-        } else {
-            let mut prefixes = Vec::with_capacity(ids.len());
-            for (step, ids) in steps.iter().zip(&ids) {
-                if let Some(prefix) = self.prompts.get(&step.prompt) {
-                    prefixes.push(prefix.clone());
-                    continue;
-                }
-                tokens += ids.len();
-                let prefix = self.generator.read_prompt(&self.cloud, ids, cancel)?;
-                // Single-item instructions hardly come back: only prompts of tasks are kept.
-                if step.items.len() > 1 && self.prompts_size_bytes < self.config.prompt_cache_bytes {
-                    self.prompts_size_bytes += prefix.size_bytes();
-                    self.prompts.insert(step.prompt.clone(), prefix.clone());
-                }
-                prefixes.push(prefix);
+            let (state, read) = self.read(learner, &step.prompt, step.recurs, cancel)?;
+            tokens += read;
+            if matches!(state, PromptState::Prefix(_)) {
+                tokens += self.learners[learner].generator.active_layers();
             }
-            self.generator.meta_after(&self.cloud, &prefixes, cancel)?
-        };
-        let (gates, statistics) = self.generator.gates_train(&meta)?;
-        Ok((gates, statistics, tokens))
+            states.push(state);
+        }
+        Ok((self.learners[learner].generator.meta_after(&self.cloud, &states, cancel)?, tokens))
     }
 
-    // The turn, the answer and the end of turn; the input is cut in front if they are too long.
-    fn turn(&self, input: &str, answer: &str) -> Result<Turn> {
-        let tokenizer = &self.edge.tokenizer;
-        let plain = EncodeOptions { add_special: false, parse_special: false };
-        let limit = self.config.item_tokens_max;
-        let mut ids = user_turn(tokenizer, None, input)?;
-        let mut answer = tokenizer.encode(answer, plain)?;
-        answer.extend(tokenizer.special_token("<|im_end|>").or(tokenizer.eos()));
-        answer.truncate(limit / 2);
-        if ids.len() + answer.len() > limit {
-            ids.drain(..ids.len() + answer.len() - limit);
+    // The frozen cloud LM's reading of a prompt, kept if it will come back; and the tokens that were computed.
+    fn read(&mut self, learner: usize, prompt: &str, keep: bool, cancel: &CancelToken) -> Result<(PromptState, usize)> {
+        let generator = &self.learners[learner].generator;
+        if generator.config.reading == crate::generator::Reading::None {
+            return Ok((PromptState::None, 0));
         }
-        let first = ids.len() - 1;
-        ids.extend(answer);
-        Ok(Turn { labels: first..ids.len() - 1, ids })
+        // Learners may read in different ways.
+        let key = format!("{:?} {prompt}", generator.config.reading);
+        if let Some(state) = self.prompts.get(&key) {
+            return Ok((state.clone(), 0));
+        }
+        let ids = self.prompt_ids(learner, prompt)?;
+        let state = self.learners[learner].generator.read_prompt(&self.cloud, &ids, cancel)?;
+        if keep && self.prompts_size_bytes < self.config.prompt_cache_bytes {
+            self.prompts_size_bytes += state.size_bytes();
+            self.prompts.insert(key, state.clone());
+        }
+        Ok((state, ids.len()))
     }
+
+    fn prompt_ids(&self, learner: usize, prompt: &str) -> Result<Vec<u32>> {
+        let mut ids = self.cloud.encode(prompt)?;
+        ids.truncate(self.learners[learner].generator.config.prompt_tokens_max);
+        Ok(ids)
+    }
+}
+
+impl LearnerReport {
+    // Adds one of `count` passes to the mean.
+    fn add(&mut self, part: &Self, count: f64) {
+        self.loss += part.loss / count;
+        self.choice_loss += part.choice_loss / count;
+        self.choice_accuracy += part.choice_accuracy / count;
+        self.load_balance += part.load_balance / count;
+    }
+}
+
+// Cross-entropy over the first tokens of the choices, mean over items; none without items that have choices.
+fn choice_loss(
+    h: &Tensor,
+    head: &Tensor,
+    softcap: Option<f32>,
+    choices: &[(u32, &[u32], usize)],
+) -> Result<Option<(Tensor, f64)>> {
+    let (mut losses, mut hits) = (Vec::with_capacity(choices.len()), 0);
+    for &(row, ids, right) in choices {
+        // [choice, hidden], constants
+        let weights = head.detach().index_select(&Tensor::new(ids, h.device())?, 0)?;
+        let mut logits = h.narrow(0, row as usize, 1)?.matmul(&weights.t()?)?.squeeze(0)?;
+        if let Some(cap) = softcap {
+            logits = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
+        }
+        let max = logits.max(0)?.detach();
+        let log_sum = logits.broadcast_sub(&max)?.exp()?.sum_all()?.log()?.add(&max)?;
+        let right_logit = logits.get(right)?;
+        hits += usize::from(scalar(&right_logit)? >= scalar(&max)?);
+        losses.push(log_sum.sub(&right_logit)?);
+    }
+    if losses.is_empty() {
+        return Ok(None);
+    }
+    let mean = Tensor::stack(&losses, 0)?.mean(0)?;
+    Ok(Some((mean, hits as f64 / choices.len() as f64)))
+}
+
+fn scalar(tensor: &Tensor) -> Result<f64> {
+    Ok(f64::from(tensor.to_scalar::<f32>()?))
 }

@@ -1,0 +1,40 @@
+use serde::{Deserialize, Serialize};
+
+/// A way to tell the edge model its task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arm {
+    /// Not at all: the item alone.
+    None,
+    /// The task's definition in the context.
+    Prompt,
+    /// The definition and examples in the context.
+    Fewshot,
+    /// The pack that the generator makes of definition and examples; nothing in the context.
+    Pack,
+    /// The pack of another task, which is far away in the list.
+    PackMismatched,
+    /// The pack of another task that has the same labels.
+    PackSameLabels,
+    /// One LoRA for all tasks.
+    Lora,
+}
+
+impl Arm {
+    /// All arms, in the order of tables.
+    pub const ALL: [Self; 7] =
+        [Self::None, Self::Prompt, Self::Fewshot, Self::Pack, Self::PackMismatched, Self::PackSameLabels, Self::Lora];
+
+    /// As the command line and reports write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Prompt => "prompt",
+            Self::Fewshot => "fewshot",
+            Self::Pack => "pack",
+            Self::PackMismatched => "pack-mismatched",
+            Self::PackSameLabels => "pack-same-labels",
+            Self::Lora => "lora",
+        }
+    }
+}

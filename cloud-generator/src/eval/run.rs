@@ -1,0 +1,295 @@
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::Device;
+use edgeweld::CancelToken;
+use edgeweld::lora::{LayerLora, LoraSet};
+use edgeweld::model::CpuLora;
+use serde::{Deserialize, Serialize};
+
+use super::format::chat_context;
+use super::score::{log_likelihoods, rank, text_score};
+use super::{Arm, EvalTask, Format, Request, Score};
+use crate::edge_model::{EdgeModel, Reader};
+use crate::generator::{Generator, LanguageModel};
+use crate::{Error, Result};
+
+/// What to evaluate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalOptions {
+    /// Arms, each on the same items.
+    pub arms: Vec<Arm>,
+    /// Examples in the context of [`Arm::Fewshot`].
+    pub shots: usize,
+    /// Examples in the prompt that a pack is made of.
+    pub pack_examples: usize,
+    /// How items become text.
+    pub format: Format,
+    /// Longest answer to an open item, in tokens.
+    pub answer_tokens_max: usize,
+}
+
+/// What makes the LoRAs of the pack arms.
+pub struct Packs {
+    generator: Option<(Generator, LanguageModel)>,
+    baseline: Option<LoraSet>,
+}
+
+/// One arm on one task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The task.
+    pub task: String,
+    /// The arm.
+    pub arm: Arm,
+    /// Whether items have answers to choose from.
+    pub ranked: bool,
+    /// One per item.
+    pub scores: Vec<Score>,
+    /// Tokens of the context that are not the item's, per item.
+    pub prompt_tokens: f64,
+    /// Seconds to compute them once.
+    pub prompt_seconds: f64,
+    /// Seconds per item with the prompt's part of the KV cache at hand.
+    pub item_seconds: f64,
+    /// Seconds to make the pack; zero without one.
+    pub pack_seconds: f64,
+    /// The task whose prompt the pack is made of.
+    pub pack_of: Option<String>,
+}
+
+/// What is being done.
+pub struct EvalProgress<'a> {
+    /// Arms of tasks that are done, of `total`.
+    pub done: usize,
+    /// All of them.
+    pub total: usize,
+    /// The latest.
+    pub outcome: &'a Outcome,
+}
+
+/// All outcomes, in the order of tasks and arms.
+pub type Evaluation = Vec<Outcome>;
+
+impl Packs {
+    /// Loads what the arms need: a generator with its cloud LM, and the generator folder of the multi-task LoRA.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if a folder is malformed or for other models; [`Error::InvalidOption`] if the baseline
+    /// reads prompts.
+    pub fn load(generator: Option<(&Path, &Path)>, baseline: Option<&Path>, edge: &Path) -> Result<Self> {
+        let device = Device::Cpu;
+        let edge = LanguageModel::load(edge, &device)?;
+        let generator = generator.map(|(folder, cloud)| {
+            let mut cloud = LanguageModel::load(cloud, &device)?;
+            let (generator, _) = Generator::load(folder, &cloud, &edge, &device)?;
+            generator.attach_cloud_lora(&mut cloud.decoder);
+            Ok::<_, Error>((generator, cloud))
+        });
+        let baseline = baseline.map(|folder| {
+            // It reads no prompt, so that the edge model can stand for its cloud LM.
+            let (generator, _) = Generator::load_blind(folder, &edge, &device)?;
+            lora(&generator, &edge, "", &CancelToken::default())
+        });
+        Ok(Self { generator: generator.transpose()?, baseline: baseline.transpose()? })
+    }
+
+    fn pack(&self, prompt: &str, cancel: &CancelToken) -> Result<LoraSet> {
+        let missing = || Error::InvalidOption { option: "--generator", reason: "the pack arms need one".into() };
+        let (generator, cloud) = self.generator.as_ref().ok_or_else(missing)?;
+        lora(generator, cloud, prompt, cancel)
+    }
+
+    fn baseline(&self) -> Result<LoraSet> {
+        let missing = || Error::InvalidOption { option: "--baseline", reason: "the lora arm needs one".into() };
+        self.baseline.clone().ok_or_else(missing)
+    }
+}
+
+// Layers without a delta get no pair, so that they cost nothing.
+fn lora(generator: &Generator, cloud: &LanguageModel, prompt: &str, cancel: &CancelToken) -> Result<LoraSet> {
+    let mut ids = cloud.encode(prompt)?;
+    ids.truncate(generator.config.prompt_tokens_max);
+    let gates = generator.gates(&generator.meta(cloud, &[ids], cancel)?)?.of_prompt(0)?;
+    let mut lora = generator.pack_pool()?.mix(&gates, generator.config.composition.into())?;
+    lora.layers[..generator.config.first_layer].fill(LayerLora::default());
+    Ok(lora)
+}
+
+/// Runs every arm on every task. What `done` holds is not run again; each new outcome goes to `listener`.
+///
+/// # Errors
+/// [`edgeweld::Error::Cancelled`]; [`Error::InvalidOption`] if an arm lacks its generator.
+pub fn evaluate(
+    edge: &EdgeModel,
+    packs: &Packs,
+    tasks: &[EvalTask],
+    options: &EvalOptions,
+    done: Evaluation,
+    cancel: &CancelToken,
+    listener: &mut dyn FnMut(EvalProgress) -> Result<()>,
+) -> Result<Evaluation> {
+    let mut done: HashMap<(String, Arm), Outcome> =
+        done.into_iter().map(|outcome| ((outcome.task.clone(), outcome.arm), outcome)).collect();
+    let mut evaluation = Vec::new();
+    let mut sides: BTreeMap<String, Arc<[CpuLora]>> = BTreeMap::new();
+    let total = tasks.len() * options.arms.len();
+    for (index, task) in tasks.iter().enumerate() {
+        for (place, &arm) in options.arms.iter().enumerate() {
+            let done_count = index * options.arms.len() + place + 1;
+            if let Some(outcome) = done.remove(&(task.task.name.clone(), arm)) {
+                evaluation.push(outcome);
+                continue;
+            }
+            let Some(source) = pack_source(tasks, index, arm, options) else { continue };
+            let start = Instant::now();
+            let side = match (arm, source) {
+                (Arm::Lora, _) => Some(edge.side_path(&packs.baseline()?)?),
+                (_, None) => None,
+                (_, Some(source)) => {
+                    let prompt = source.task.prompt(options.pack_examples);
+                    if !sides.contains_key(&prompt) {
+                        sides.insert(prompt.clone(), edge.side_path(&packs.pack(&prompt, cancel)?)?);
+                    }
+                    sides.get(&prompt).cloned()
+                }
+            };
+            let pack_seconds = if side.is_some() { start.elapsed().as_secs_f64() } else { 0.0 };
+            let mut outcome = run(edge, side, task, arm, options, cancel)?;
+            outcome.pack_of = source.map(|source| source.task.name.clone());
+            outcome.pack_seconds = pack_seconds;
+            listener(EvalProgress { done: done_count, total, outcome: &outcome })?;
+            evaluation.push(outcome);
+        }
+    }
+    Ok(evaluation)
+}
+
+// The task whose prompt the arm's pack is made of: `Some(None)` without a pack, `None` if there is no such task.
+fn pack_source<'a>(
+    tasks: &'a [EvalTask],
+    index: usize,
+    arm: Arm,
+    options: &EvalOptions,
+) -> Option<Option<&'a EvalTask>> {
+    let own = &tasks[index];
+    let prompt = |task: &EvalTask| task.task.prompt(options.pack_examples);
+    // Neighbours in a list of tasks are often siblings: the search starts half of the list away.
+    let far = || (0..tasks.len()).map(|step| &tasks[(index + tasks.len() / 2 + step) % tasks.len()]);
+    match arm {
+        Arm::None | Arm::Prompt | Arm::Fewshot | Arm::Lora => Some(None),
+        Arm::Pack => Some(Some(own)),
+        Arm::PackMismatched => Some(Some(far().find(|task| prompt(task) != prompt(own))?)),
+        Arm::PackSameLabels => {
+            let same = |task: &&EvalTask| !own.labels.is_empty() && task.output_format() == own.output_format();
+            Some(Some(far().filter(same).find(|task| task.task.definition != own.task.definition)?))
+        }
+    }
+}
+
+fn run(
+    edge: &EdgeModel,
+    side: Option<Arc<[CpuLora]>>,
+    task: &EvalTask,
+    arm: Arm,
+    options: &EvalOptions,
+    cancel: &CancelToken,
+) -> Result<Outcome> {
+    let prompt = in_context(task, arm, options);
+    let limit = edge.decoder.config.context_length;
+    let (mut work, mut longest, mut prompt_tokens) = (Vec::new(), 0, 0);
+    for item in &task.task.items {
+        let choices = task.choices(item);
+        let encode = |prompt: Option<&str>| match task.is_ranked() {
+            true => options.format.requests(edge, &task.task.name, prompt, item, choices),
+            false => Ok(vec![Request { first: 0, ids: chat_context(edge, prompt, &item.input)? }]),
+        };
+        let mut requests = encode(prompt.as_deref())?;
+        if prompt.is_some() {
+            prompt_tokens += requests[0].ids.len() - encode(None)?[0].ids.len().min(requests[0].ids.len());
+        }
+        let room = limit - if task.is_ranked() { 0 } else { options.answer_tokens_max };
+        for request in &mut requests {
+            // As the harness does: too long a context loses its front.
+            let surplus = request.ids.len().saturating_sub(room).min(request.first.saturating_sub(1));
+            request.ids.drain(..surplus);
+            request.first -= surplus;
+            longest = longest.max(request.ids.len());
+        }
+        work.push((item, choices, requests));
+    }
+    let mut reader = edge.reader(longest + options.answer_tokens_max + 1, side)?;
+    let count = work.len().max(1) as f64;
+    let shared = shared_prefix(work.iter().map(|(_, _, requests)| requests[0].ids.as_slice()));
+    let start = Instant::now();
+    if prompt.is_some() && shared > 0 {
+        reader.next(&work[0].2[0].ids[..shared], cancel)?;
+    }
+    let prompt_seconds = if prompt.is_some() { start.elapsed().as_secs_f64() } else { 0.0 };
+    let start = Instant::now();
+    let mut scores = Vec::with_capacity(work.len());
+    for (item, choices, requests) in &work {
+        scores.push(if task.is_ranked() {
+            let right = item.outputs.first().and_then(|answer| choices.iter().position(|choice| choice == answer));
+            let likelihoods = log_likelihoods(&mut reader, requests, cancel)?;
+            rank(&likelihoods, choices, right.unwrap_or(usize::MAX))
+        } else {
+            text_score(&greedy(edge, &mut reader, &requests[0].ids, options.answer_tokens_max, cancel)?, &item.outputs)
+        });
+    }
+    Ok(Outcome {
+        task: task.task.name.clone(),
+        arm,
+        ranked: task.is_ranked(),
+        scores,
+        prompt_tokens: prompt_tokens as f64 / count,
+        prompt_seconds,
+        item_seconds: start.elapsed().as_secs_f64() / count,
+        pack_seconds: 0.0,
+        pack_of: None,
+    })
+}
+
+// What stands before the items of this arm.
+fn in_context(task: &EvalTask, arm: Arm, options: &EvalOptions) -> Option<String> {
+    match (arm, options.format) {
+        (Arm::Prompt, _) => Some(task.task.definition.clone()),
+        (Arm::Fewshot, Format::Chat) => Some(task.task.prompt(options.shots)),
+        (Arm::Fewshot, Format::Harness) => {
+            let examples: Vec<&str> = task.shots.iter().take(options.shots).map(String::as_str).collect();
+            Some(examples.join("\n\n"))
+        }
+        _ => None,
+    }
+}
+
+fn shared_prefix<'a>(mut all: impl Iterator<Item = &'a [u32]>) -> usize {
+    let Some(first) = all.next() else { return 0 };
+    let shared = |ids: &[u32]| first.iter().zip(ids).take_while(|(a, b)| a == b).count();
+    all.map(shared).min().unwrap_or(0)
+}
+
+// The likeliest tokens one after the other, up to the end of turn, a line break or `limit`.
+fn greedy(
+    edge: &EdgeModel,
+    reader: &mut Reader,
+    context: &[u32],
+    limit: usize,
+    cancel: &CancelToken,
+) -> Result<String> {
+    let mut ids = context.to_vec();
+    let ends = [edge.tokenizer.special_token("<|im_end|>"), edge.tokenizer.eos()];
+    for _ in 0..limit {
+        let logits = reader.next(&ids, cancel)?;
+        let best = (0..logits.len()).max_by(|&i, &j| logits[i].total_cmp(&logits[j]).then(j.cmp(&i)));
+        let id = best.expect("a vocabulary") as u32;
+        if ends.contains(&Some(id)) {
+            break;
+        }
+        ids.push(id);
+    }
+    let text = edge.tokenizer.decode(&ids[context.len()..]);
+    Ok(text.trim().lines().next().unwrap_or_default().to_owned())
+}

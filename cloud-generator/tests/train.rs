@@ -1,0 +1,351 @@
+//! Training and evaluation on a tiny model (the Llama of `core/tests/fixtures/tiny`, with a tokenizer of letters).
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use edgeweld::CancelToken;
+use edgeweld::gguf::{GgufFile, GgufWriter, Value};
+use edgeweld_cloud::data::{Item, Task};
+use edgeweld_cloud::edge_model::EdgeModel;
+use edgeweld_cloud::eval::{Arm, EvalOptions, EvalTask, Format, Packs, Report, evaluate, select};
+use edgeweld_cloud::generator::{Generator, GeneratorConfig, LanguageModel, Reading, Routing};
+use edgeweld_cloud::method::Composition;
+use edgeweld_cloud::train::{Sampler, Schedule, TrainConfig, Trainer};
+use edgeweld_cloud::{Error, Result};
+
+const TEMPLATE: &str = "{% for message in messages %}{{ message.content }}\n{% endfor %}";
+
+/// Writes the tiny model with a tokenizer of lower-case letters, blank, line break and a few marks.
+fn model(folder: &Path) -> PathBuf {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../core/tests/fixtures/tiny/llama-tied.gguf");
+    let file = GgufFile::open(&tiny).unwrap();
+    let letters = ('a'..='z').map(String::from).chain(["Ġ", "Ċ", ".", ",", "?", "<end>"].map(String::from));
+    let mut kinds = vec![1; 32];
+    kinds[31] = 3;
+    let mut writer = GgufWriter::new();
+    writer.copy_metadata(&file, &[]).unwrap();
+    for (key, value) in [
+        ("tokenizer.ggml.model", Value::String("gpt2".into())),
+        ("tokenizer.ggml.pre", Value::String("smollm".into())),
+        ("tokenizer.ggml.tokens", Value::Strings(letters.collect())),
+        ("tokenizer.ggml.token_type", Value::I32s(kinds)),
+        ("tokenizer.ggml.merges", Value::Strings(Vec::new())),
+        ("tokenizer.ggml.eos_token_id", Value::U32(31)),
+        ("tokenizer.chat_template", Value::String(TEMPLATE.into())),
+    ] {
+        writer.metadata(key, &value).unwrap();
+    }
+    for tensor in file.tensors() {
+        let shape: Vec<u32> = tensor.shape().to_vec();
+        writer.tensor(tensor.name(), tensor.block_type(), &shape, tensor.weight_bytes()).unwrap();
+    }
+    let path = folder.join("tiny.gguf");
+    writer.save(&path, &CancelToken::new()).unwrap();
+    path
+}
+
+fn task(name: &str, definition: &str, labels: [&str; 2]) -> Task {
+    let item = |index: usize| Item {
+        input: ["the cat ran", "a dog sat", "one red hat", "my old car"][index % 4]
+            .chars()
+            .cycle()
+            .skip(index)
+            .take(9)
+            .collect(),
+        outputs: vec![labels[index % 2].into()],
+        choices: Vec::new(),
+        question: None,
+    };
+    let (name, definition) = (name.into(), definition.into());
+    Task { name, definition, examples: Vec::new(), items: (0..12).map(item).collect() }
+}
+
+fn tasks() -> Vec<Task> {
+    vec![task("t", "say yes or no", ["yes", "no"]), task("u", "is it up or down", ["up", "down"])]
+}
+
+fn config(generator: GeneratorConfig) -> TrainConfig {
+    TrainConfig {
+        step_count: 4,
+        prompts_per_pass: 2,
+        items_per_prompt: 2,
+        examples_max: 0,
+        learning_rate: 1e-2,
+        pool_learning_rate: 1e-2,
+        warmup_steps: 1,
+        schedule: Schedule::Constant,
+        weight_average: 0.5,
+        choice_weight: 0.5,
+        dropout: 0.1,
+        instruction_share: 0.0,
+        baseline: Some(blind(generator.first_layer)),
+        generator,
+        ..TrainConfig::default()
+    }
+}
+
+/// Everything beyond the paper at once.
+fn extended() -> GeneratorConfig {
+    GeneratorConfig {
+        expert_count: 3,
+        top_k: 2,
+        shared_expert: true,
+        rank: 2,
+        composition: Composition::ProductSum,
+        routing: Routing::Gumbel,
+        reading: Reading::Pooled,
+        first_layer: 1,
+        router_hidden_size: 8,
+        cloud_rank: 0,
+        ..GeneratorConfig::default()
+    }
+}
+
+fn paper() -> GeneratorConfig {
+    GeneratorConfig {
+        expert_count: 3,
+        top_k: 2,
+        rank: 2,
+        router_hidden_size: 8,
+        cloud_rank: 2,
+        ..GeneratorConfig::default()
+    }
+}
+
+/// Plain multi-task LoRA.
+fn blind(first_layer: usize) -> GeneratorConfig {
+    GeneratorConfig {
+        expert_count: 0,
+        top_k: 0,
+        shared_expert: true,
+        rank: 2,
+        reading: Reading::None,
+        first_layer,
+        cloud_rank: 0,
+        ..GeneratorConfig::default()
+    }
+}
+
+fn trainer(model: &Path, config: TrainConfig) -> Result<Trainer> {
+    let load = || LanguageModel::load(model, &Device::Cpu).unwrap();
+    let sampler = Sampler::new(tasks(), &config, |_| true);
+    Trainer::new(config, load(), load(), sampler, &Device::Cpu)
+}
+
+fn weights(trainer: &Trainer) -> Vec<(String, Vec<f32>)> {
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let of = |learner: &edgeweld_cloud::train::Learner| {
+        let parameters =
+            learner.generator.parameters.iter().map(|(name, var)| (name.to_owned(), values(var.as_tensor())));
+        let average = learner.average.iter().map(|(name, tensor)| (format!("average {name}"), values(tensor)));
+        parameters.chain(average).collect::<Vec<_>>()
+    };
+    trainer.learners.iter().flat_map(of).collect()
+}
+
+fn steps(trainer: &mut Trainer, count: usize) {
+    for _ in 0..count {
+        trainer.advance(&CancelToken::new()).unwrap();
+    }
+}
+
+#[test]
+fn a_resumed_run_continues_bit_for_bit() {
+    for generator in [extended(), paper()] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = model(folder.path());
+        let mut whole = trainer(&model, config(generator.clone())).unwrap();
+        whole.fit_reading(&CancelToken::new()).unwrap();
+        steps(&mut whole, 4);
+
+        let mut first = trainer(&model, config(generator.clone())).unwrap();
+        first.fit_reading(&CancelToken::new()).unwrap();
+        steps(&mut first, 2);
+        first.save(folder.path()).unwrap();
+        drop(first);
+        let mut second = trainer(&model, config(generator.clone())).unwrap();
+        second.resume(folder.path()).unwrap();
+        assert_eq!(second.step, 2);
+        steps(&mut second, 2);
+        assert_eq!(weights(&whole), weights(&second), "{generator:?}");
+    }
+}
+
+#[test]
+fn training_lowers_the_loss_of_generator_and_baseline() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let config = TrainConfig { dropout: 0.0, prompts_per_pass: 4, ..config(extended()) };
+    let mut trainer = trainer(&model, config).unwrap();
+    trainer.fit_reading(&CancelToken::new()).unwrap();
+    let first = trainer.advance(&CancelToken::new()).unwrap();
+    steps(&mut trainer, 40);
+    let last = trainer.advance(&CancelToken::new()).unwrap();
+    for (first, last) in first.learners.iter().zip(&last.learners) {
+        assert!(last.loss < 0.7 * first.loss, "{} -> {}", first.loss, last.loss);
+        assert!(first.choice_loss > 0.0 && last.choice_loss < first.choice_loss);
+    }
+}
+
+#[test]
+fn an_interrupted_step_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = trainer(&model(folder.path()), config(extended())).unwrap();
+    steps(&mut trainer, 1);
+    let before = weights(&trainer);
+    let cancel = CancelToken::new();
+    cancel.cancel();
+    let error = trainer.advance(&cancel).unwrap_err();
+    assert!(matches!(error, Error::Edge(edgeweld::Error::Cancelled)), "{error}");
+    assert_eq!((trainer.step, weights(&trainer)), (1, before));
+}
+
+#[test]
+fn rejects_configurations_by_the_name_of_the_option() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let generator = |change: fn(&mut GeneratorConfig)| {
+        let mut generator = extended();
+        change(&mut generator);
+        let baseline = None;
+        TrainConfig { baseline, ..config(generator) }
+    };
+    let run = |change: fn(&mut TrainConfig)| {
+        let mut config = config(extended());
+        change(&mut config);
+        config
+    };
+    for (option, config) in [
+        ("first_layer", generator(|g| g.first_layer = 2)),
+        ("top_k", generator(|g| g.top_k = 4)),
+        ("top_k", generator(|g| g.top_k = 0)),
+        ("expert_count", generator(|g| (g.expert_count, g.top_k, g.shared_expert) = (0, 0, false))),
+        ("reading", generator(|g| (g.expert_count, g.top_k) = (0, 0))),
+        ("cloud_rank", generator(|g| g.cloud_rank = 2)),
+        ("rank", generator(|g| g.rank = 0)),
+        ("baseline", run(|c| c.baseline.as_mut().unwrap().first_layer = 0)),
+        ("step_count", run(|c| c.step_count = 0)),
+        ("items_per_prompt", run(|c| c.items_per_prompt = 0)),
+        ("weight_average", run(|c| c.weight_average = 1.0)),
+        ("dropout", run(|c| c.dropout = 1.0)),
+        ("label_share", run(|c| c.label_share = Some(1.5))),
+    ] {
+        match trainer(&model, config).err() {
+            Some(Error::InvalidOption { option: actual, .. }) => assert_eq!(actual, option),
+            other => panic!("{option}: {other:?}"),
+        }
+    }
+    assert!(toml::from_str::<TrainConfig>("expert_cuont = 3").is_err(), "a misspelt option is not ignored");
+}
+
+#[test]
+fn a_checkpoint_of_another_generator_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    trainer(&model, config(extended())).unwrap().save(folder.path()).unwrap();
+    let mut other = trainer(&model, config(GeneratorConfig { top_k: 1, ..extended() })).unwrap();
+    assert!(matches!(other.resume(folder.path()), Err(Error::InvalidFile { .. })));
+}
+
+#[test]
+fn gates_are_zero_below_the_first_layer_and_one_for_the_shared_expert() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = LanguageModel::load(&model(folder.path()), &Device::Cpu).unwrap();
+    let config = &cloud.decoder.config;
+    let generator = Generator::new(extended(), config, config, 1, &Device::Cpu).unwrap();
+    let ids = vec![cloud.encode("say yes").unwrap(), cloud.encode("up or down").unwrap()];
+    let gates = generator.gates(&generator.meta(&cloud, &ids, &CancelToken::new()).unwrap()).unwrap();
+    for prompt in 0..2 {
+        let weights = gates.of_prompt(prompt).unwrap().weights;
+        assert_eq!(weights.dim(), (2, 3 + 1), "two layers; three routed experts and one shared");
+        assert!(weights.row(0).iter().all(|gate| *gate == 0.0));
+        assert_eq!(weights[[1, 3]], 1.0);
+        assert!((weights.row(1).iter().take(3).sum::<f32>() - 1.0).abs() < 1e-6);
+        assert_eq!(weights.row(1).iter().filter(|gate| **gate > 0.0).count(), 2 + 1);
+    }
+}
+
+fn evaluated(model: &Path, folder: &Path) -> (EdgeModel, Packs, Vec<EvalTask>, EvalOptions) {
+    let mut trainer = trainer(model, config(extended())).unwrap();
+    trainer.fit_reading(&CancelToken::new()).unwrap();
+    steps(&mut trainer, 4);
+    trainer.save_generator(folder).unwrap();
+    let edge = EdgeModel::load(model, Some(1)).unwrap();
+    let packs = Packs::load(Some((&folder.join("generator"), model)), Some(&folder.join("baseline")), model).unwrap();
+    let tasks = select(tasks(), 5, 4, false);
+    let options =
+        EvalOptions { arms: Arm::ALL.to_vec(), shots: 2, pack_examples: 0, format: Format::Chat, answer_tokens_max: 4 };
+    (edge, packs, tasks, options)
+}
+
+#[test]
+fn evaluation_runs_every_arm_on_the_same_items_and_continues_where_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let (edge, packs, tasks, options) = evaluated(&model, folder.path());
+    let mut runs = 0;
+    let all = evaluate(&edge, &packs, &tasks, &options, Vec::new(), &CancelToken::new(), &mut |_| {
+        runs += 1;
+        Ok(())
+    })
+    .unwrap();
+    // No other task has the labels of either.
+    assert_eq!((runs, all.len()), (12, 12));
+    assert!(all.iter().all(|outcome| outcome.scores.len() == 5 && outcome.ranked));
+    let of = |task: &str, arm: Arm| all.iter().find(|outcome| outcome.task == task && outcome.arm == arm).unwrap();
+    assert_eq!(of("t", Arm::Pack).pack_of.as_deref(), Some("t"));
+    assert_eq!(of("t", Arm::PackMismatched).pack_of.as_deref(), Some("u"));
+    assert_eq!(of("t", Arm::None).prompt_tokens, 0.0);
+    assert_eq!(of("t", Arm::Prompt).prompt_tokens, "say yes or no\n".len() as f64, "a letter is a token");
+
+    let again = evaluate(&edge, &packs, &tasks, &options, all[..7].to_vec(), &CancelToken::new(), &mut |_| {
+        runs += 1;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(runs, 12 + 5, "what was done is not run again");
+    let scores = |outcomes: &[edgeweld_cloud::eval::Outcome]| {
+        outcomes.iter().map(|outcome| (outcome.task.clone(), outcome.arm, outcome.scores.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(scores(&all), scores(&again));
+    let report = Report::of(&all, serde_json::Value::Null);
+    assert!(edgeweld_cloud::eval::html(&report).contains("pack-mismatched"));
+}
+
+#[test]
+fn the_likeliest_choice_is_that_of_a_forward_pass_over_context_and_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let (edge, packs, tasks, options) = evaluated(&model, folder.path());
+    let options = EvalOptions { arms: vec![Arm::None], ..options };
+    let all = evaluate(&edge, &packs, &tasks, &options, Vec::new(), &CancelToken::new(), &mut |_| Ok(())).unwrap();
+    let vocab_size = edge.decoder.config.vocab_size;
+    for (task, outcome) in tasks.iter().zip(&all) {
+        for (item, score) in task.task.items.iter().zip(&outcome.scores) {
+            let requests = Format::Chat.requests(&edge, "t", None, item, &task.labels).unwrap();
+            let likelihood = |request: &edgeweld_cloud::eval::Request| -> f64 {
+                let mut reader = edge.reader(64, None).unwrap();
+                let logits = reader.predictions(&request.ids, 1, &CancelToken::new()).unwrap();
+                let rows = logits.chunks(vocab_size).zip(&request.ids[1..]).skip(request.first - 1);
+                let log_p = |(row, &id): (&[f32], &u32)| {
+                    let sum: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+                    f64::from(row[id as usize]) - sum.ln()
+                };
+                rows.map(log_p).sum()
+            };
+            let values: Vec<f64> = requests.iter().map(likelihood).collect();
+            let right = task.labels.iter().position(|label| *label == item.outputs[0]).unwrap();
+            assert_eq!(score.main == 1.0, values[right] > values[1 - right], "{values:?}");
+        }
+    }
+}
+
+#[test]
+fn the_lora_arm_refuses_a_generator_that_reads_prompts() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let trainer = trainer(&model, config(extended())).unwrap();
+    trainer.save_generator(folder.path()).unwrap();
+    let error = Packs::load(None, Some(&folder.path().join("generator")), &model).err();
+    assert!(matches!(error, Some(Error::InvalidOption { option: "--baseline", .. })), "{error:?}");
+}
