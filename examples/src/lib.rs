@@ -1,4 +1,7 @@
-//! What the example programs share: where models lie.
+//! What the example programs share: where models lie, a conversation in the terminal, packs with progress bars.
+
+pub mod packs;
+pub mod terminal;
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,13 @@
-//! What this package's programs share: where models lie, and tables.
+//! What this package's programs share: where models lie, running and measuring processes, the arms that a specialised
+//! model is compared with, and tables.
 
+pub mod arms;
 pub mod models;
+pub mod process;
+mod stand_in;
 mod table;
+mod text;
 
+pub use stand_in::random_lora;
 pub use table::Table;
+pub use text::{repository_text, text_of_tokens};

@@ -37,7 +37,7 @@ enum Command {
     ///
     /// Reads every JSON file of a folder in the format of its README and exits non-zero if one case misses its bar.
     Parity(Rest),
-    /// Measure speed, memory and load time (`bench edge`), also beside llama.cpp (`--vs llama-cpp`)
+    /// Measure: `bench edge` (speed, memory, load), `bench arms` (specialised against prompted), `bench merge`
     ///
     /// `--vs llama-cpp` builds llama.cpp once, from the source in the Python package llama-cpp-python; that needs cmake
     /// and a C++ compiler. `EDGEWELD_LLAMA_BIN` names a folder with its programs instead.
@@ -46,7 +46,10 @@ enum Command {
     ///
     /// A stand-in for nvcc makes empty kernels, so nothing that comes out can run.
     CheckCuda,
-    /// Show it working: one question to each model
+    /// Show the whole flow on loopback: prompt → pack → verified → merged → answers without the prompt
+    ///
+    /// Fetches the models, builds in release, makes keys, serves, posts prompts, downloads, verifies, merges, asks the same
+    /// questions with and without the prompt, and ends in tables.
     Demo(Rest),
     /// Regenerate the committed test fixtures with their Python scripts
     ///

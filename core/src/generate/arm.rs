@@ -86,6 +86,7 @@ mod tests {
             mode: MergeMode::SidePath,
             report: None,
             model: None,
+            engine: std::sync::Weak::new(),
         }))
     }
 

@@ -31,4 +31,4 @@ pub use device::Device;
 pub use engine::{Engine, LoadOptions};
 pub use options::{FinishReason, GenerateOptions, Generation, Token, TokenListener};
 pub use session::Session;
-pub use specialize::MergedPack;
+pub use specialize::{Combination, MergedPack};

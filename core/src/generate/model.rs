@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::gguf::GgufFile;
+use crate::lora::LoraSet;
 use crate::merge::{self, MergeMode, MergeOptions, MergeProgress, MergeReport, SavedPack, Specialization};
 use crate::model::{Backend, Config, Decoder, DecoderRunner, Runner};
-use crate::verify::VerifiedPack;
 use crate::{CancelToken, Result};
 
 /// A base model.
@@ -16,11 +16,11 @@ pub(super) trait Model: Send + Sync {
     /// An empty sequence for up to `capacity` tokens.
     fn runner(&self, capacity: usize) -> Result<Box<dyn Runner>>;
 
-    /// [`merge::merge`]; `file` is what the model was loaded from.
+    /// [`merge::merge_unverified`] of a LoRA that comes from verified packs; `file` is what the model was loaded from.
     fn merge(
         &self,
         file: &GgufFile,
-        pack: &VerifiedPack,
+        lora: &LoraSet,
         probes: &[Vec<u32>],
         options: &MergeOptions,
         cancel: &CancelToken,
@@ -51,13 +51,13 @@ impl<B: Backend> Model for Arc<Decoder<B>> {
     fn merge(
         &self,
         file: &GgufFile,
-        pack: &VerifiedPack,
+        lora: &LoraSet,
         probes: &[Vec<u32>],
         options: &MergeOptions,
         cancel: &CancelToken,
         progress: MergeProgress<'_>,
     ) -> Result<(Box<dyn Specialized>, MergeReport)> {
-        let (specialization, report) = merge::merge(self, file, pack, probes, options, cancel, progress)?;
+        let (specialization, report) = merge::merge_unverified(self, file, lora, probes, options, cancel, progress)?;
         Ok((Box::new(specialization), report))
     }
 }

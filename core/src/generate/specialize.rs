@@ -1,18 +1,21 @@
 //! Packs in a loaded model.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 
-use super::engine::Engine;
+use super::engine::{Engine, Inner};
 use super::model::Specialized;
-use crate::merge::{MergeMode, MergeOptions, MergeProgress, MergeReport, PROBE_TEXTS, SavedPack};
+use crate::lora::LoraSet;
+use crate::merge::{
+    MergeMode, MergeOptions, MergeProgress, MergeReport, PROBE_TEXTS, SavedPack, combine_gates, combine_loras,
+};
 use crate::tokenizer::EncodeOptions;
-use crate::verify::{VerifiedPack, match_model};
+use crate::verify::{VerifiedPack, VerifiedPool, match_model};
 use crate::{CancelToken, Digest, Error, Result};
 
-/// The pack that is in a model.
+/// The pack that is in a model, or the combination of packs.
 pub struct MergedPack {
-    /// Digest of the pack's file.
+    /// Digest of the pack's file; of a combination, one that its packs and weights determine.
     pub digest: Digest,
     /// Digest of the system message that the pack stands for.
     pub prompt: Option<Digest>,
@@ -24,6 +27,8 @@ pub struct MergedPack {
     pub report: Option<MergeReport>,
     /// `None` if the model file was saved merged: the loaded model itself then is the merged one.
     pub(super) model: Option<Box<dyn Specialized>>,
+    /// Whose model it is in.
+    pub(super) engine: Weak<Inner>,
 }
 
 impl std::fmt::Debug for MergedPack {
@@ -35,7 +40,44 @@ impl std::fmt::Debug for MergedPack {
 impl MergedPack {
     pub(super) fn from_saved(saved: SavedPack, mode: MergeMode) -> Self {
         let SavedPack { digest, prompt, residual_prompt } = saved;
-        Self { digest, prompt, residual_prompt, mode, report: None, model: None }
+        Self { digest, prompt, residual_prompt, mode, report: None, model: None, engine: Weak::new() }
+    }
+}
+
+/// Several packs in one model at once, by weights.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Combination<'a> {
+    /// The packs and their weights; weights that add up to 1 keep the size of one pack's change.
+    pub packs: &'a [(&'a VerifiedPack, f32)],
+    /// For gates packs of one pool: mixes their gates, so that the combination costs what one pack costs. Without it the
+    /// packs' deltas are added and their ranks add up, exactly, whatever they were made from.
+    pub pool: Option<&'a VerifiedPool>,
+    /// The system message that the combination stands for and that sessions drop, such as the packs' prompts in one.
+    /// Without one, only conversations without a system message are answered by the combination.
+    pub prompt: Option<&'a str>,
+}
+
+impl Combination<'_> {
+    fn lora(&self) -> Result<LoraSet> {
+        match self.pool {
+            Some(pool) => combine_gates(self.packs, pool),
+            None => {
+                let parts: Vec<_> = self.packs.iter().map(|(pack, weight)| (pack.lora(), *weight)).collect();
+                combine_loras(&parts)
+            }
+        }
+    }
+
+    fn digest(&self) -> Digest {
+        let parts = self.packs.iter().map(|(pack, weight)| format!("{}*{:08x}", pack.digest(), weight.to_bits()));
+        let kind = if self.pool.is_some() { "gates" } else { "deltas" };
+        Digest::of(format!("{kind}:{}", parts.collect::<Vec<_>>().join("+")).as_bytes())
+    }
+
+    /// All packs' residual prompts, one after the other.
+    fn residual_prompt(&self) -> Option<String> {
+        let texts = self.packs.iter().filter_map(|(pack, _)| pack.manifest().residual_prompt.as_ref());
+        texts.map(|residual| residual.text.clone()).reduce(|all, next| all + "\n" + &next)
     }
 }
 
@@ -53,22 +95,71 @@ impl Engine {
         cancel: &CancelToken,
         progress: MergeProgress<'_>,
     ) -> Result<MergeReport> {
-        match_model(&pack.manifest().model, self.identity())?;
-        let plain = EncodeOptions { add_special: true, parse_special: false };
-        let probes: Vec<_> =
-            PROBE_TEXTS.iter().map(|text| self.tokenizer().encode(text, plain)).collect::<Result<_>>()?;
-        let (model, report) = self.0.model.merge(&self.0.file, pack, &probes, options, cancel, progress)?;
         let manifest = pack.manifest();
-        let merged = MergedPack {
+        match_model(&manifest.model, self.identity())?;
+        let saved = SavedPack {
             digest: pack.digest(),
             prompt: manifest.prompt.as_ref().map(|prompt| prompt.digest),
             residual_prompt: manifest.residual_prompt.as_ref().map(|residual| residual.text.clone()),
-            mode: model.mode(),
-            report: Some(report.clone()),
-            model: Some(model),
         };
+        self.merge_lora(pack.lora(), saved, options, cancel, progress)
+    }
+
+    /// As [`merge`](Self::merge), for several packs at once.
+    ///
+    /// # Errors
+    /// As [`merge`](Self::merge); those of [`combine_gates`] and [`combine_loras`].
+    pub fn merge_combination(
+        &self,
+        combination: &Combination<'_>,
+        options: &MergeOptions,
+        cancel: &CancelToken,
+        progress: MergeProgress<'_>,
+    ) -> Result<MergeReport> {
+        for (pack, _) in combination.packs {
+            match_model(&pack.manifest().model, self.identity())?;
+        }
+        let saved = SavedPack {
+            digest: combination.digest(),
+            prompt: combination.prompt.map(|prompt| Digest::of(prompt.as_bytes())),
+            residual_prompt: combination.residual_prompt(),
+        };
+        self.merge_lora(&combination.lora()?, saved, options, cancel, progress)
+    }
+
+    fn merge_lora(
+        &self,
+        lora: &LoraSet,
+        saved: SavedPack,
+        options: &MergeOptions,
+        cancel: &CancelToken,
+        progress: MergeProgress<'_>,
+    ) -> Result<MergeReport> {
+        let plain = EncodeOptions { add_special: true, parse_special: false };
+        // A side path needs no proof, and a swap shall not wait for the tokenizer.
+        let texts: &[&str] = if options.mode == MergeMode::SidePath { &[] } else { &PROBE_TEXTS };
+        let probes: Vec<_> = texts.iter().map(|text| self.tokenizer().encode(text, plain)).collect::<Result<_>>()?;
+        let (model, report) = self.0.model.merge(&self.0.file, lora, &probes, options, cancel, progress)?;
+        let SavedPack { digest, prompt, residual_prompt } = saved;
+        let (mode, engine) = (model.mode(), Arc::downgrade(&self.0));
+        let (report_kept, model) = (Some(report.clone()), Some(model));
+        let merged = MergedPack { digest, prompt, residual_prompt, mode, report: report_kept, model, engine };
         self.set_pack(Some(Arc::new(merged)));
         Ok(report)
+    }
+
+    /// Puts back a pack that was merged into this model before, as [`pack`](Self::pack) gave it: nothing is computed
+    /// again. An app that alternates between tasks keeps one value for each.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] if it was merged into the model of another engine.
+    pub fn swap(&self, pack: &Arc<MergedPack>) -> Result<()> {
+        if !Weak::ptr_eq(&pack.engine, &Arc::downgrade(&self.0)) {
+            let reason = "the pack is in the model of another engine".to_owned();
+            return Err(Error::InvalidOption { option: "pack", reason });
+        }
+        self.set_pack(Some(pack.clone()));
+        Ok(())
     }
 
     /// Takes the pack out of the model: sessions answer with the base, exactly as before the merge, from their next

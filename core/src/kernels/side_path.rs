@@ -1,4 +1,5 @@
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::activations::TILE;
 use crate::lora::LoraPair;
@@ -33,18 +34,25 @@ impl SidePath {
     pub fn new(pairs: &[Option<&LoraPair>], scale: f32) -> Option<Self> {
         let cols = pairs.iter().flatten().next()?.a.ncols();
         let mut rows = 0;
-        let mut a = Vec::new();
+        let mut a: Vec<f16> = Vec::new();
         let mut targets = Vec::with_capacity(pairs.len());
         for pair in pairs {
             targets.push(pair.map(|pair| {
                 assert_eq!(pair.a.ncols(), cols, "pairs of one side path share their input");
                 let target = SideTarget::new(pair, rows, scale);
                 rows += target.rank;
-                a.extend(pair.a.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()));
+                let values = pair.a.as_standard_layout();
+                let values = values.as_slice().expect("standard layout");
+                let start = a.len();
+                a.resize(start + values.len(), f16::ZERO);
+                a[start..].convert_from_f32_slice(values);
                 target
             }));
         }
-        let a = QMatrix::new(WeightBytes::Owned(a.into()), BlockType::F16, rows, cols).expect("sized by construction");
+        let mut bytes = vec![0; a.len() * 2];
+        bytes.chunks_exact_mut(2).zip(&a).for_each(|(bytes, half)| bytes.copy_from_slice(&half.to_le_bytes()));
+        let a =
+            QMatrix::new(WeightBytes::Owned(bytes.into()), BlockType::F16, rows, cols).expect("sized by construction");
         Some(Self { a, targets })
     }
 }
@@ -53,8 +61,20 @@ impl SideTarget {
     fn new(pair: &LoraPair, start: usize, scale: f32) -> Self {
         let (out, rank) = pair.b.dim();
         let mut b = vec![f16::ZERO; out.next_multiple_of(TILE) * rank];
-        for ((feature, index), value) in pair.b.indexed_iter() {
-            b[(feature / TILE * rank + index) * TILE + feature % TILE] = f16::from_f32(scale * value);
+        let values = pair.b.as_standard_layout();
+        let values = values.as_slice().expect("standard layout");
+        let mut transposed = vec![0.0; rank * TILE];
+        // Whole tiles are converted at once: a swap of packs waits for this.
+        for (tile, rows) in b.chunks_exact_mut((rank * TILE).max(1)).zip(values.chunks((rank * TILE).max(1))) {
+            if rows.len() < tile.len() {
+                transposed.fill(0.0);
+            }
+            for (lane, row) in rows.chunks_exact(rank).enumerate() {
+                for (index, value) in row.iter().enumerate() {
+                    transposed[index * TILE + lane] = scale * value;
+                }
+            }
+            tile.convert_from_f32_slice(&transposed);
         }
         Self { start, rank, out, b }
     }

@@ -55,17 +55,18 @@ impl Rows<'_> {
     /// Re-quantises the rows; the result depends on nothing but the arguments.
     pub(super) fn round(self, rounding: Rounding) -> Sums {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the CPU has AVX2.
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the CPU has AVX2 and FMA.
             return unsafe { round_avx2(self, rounding) };
         }
         round_rows(self, rounding)
     }
 }
 
-// The same code for wider registers. Without FMA, so that every machine gets the same bytes.
+// The same code for wider registers. Sums of products are `mul_add` everywhere, which rounds once with or without the
+// instruction, so that every machine gets the same bytes.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 fn round_avx2(rows: Rows<'_>, rounding: Rounding) -> Sums {
     round_rows(rows, rounding)
 }
@@ -75,29 +76,35 @@ fn round_rows(rows: Rows<'_>, rounding: Rounding) -> Sums {
     let Rows { from, to, cols, source, target, a, b, scale, first } = rows;
     let (source_size, target_size) = (from.row_size_bytes(cols).unwrap_or(0), to.row_size_bytes(cols).unwrap_or(0));
     let rank = a.len() / cols;
-    let mut delta = vec![0.0; cols];
+    let mut deltas = vec![0.0; ROWS_AT_ONCE * cols];
     let mut scratch = Scratch::new(cols);
-    let mut amplification = 1.0;
+    let mut amplification = Amplification::default();
     let mut sums = Sums::default();
-    let rows = source.chunks_exact(source_size).zip(target.chunks_exact_mut(target_size)).zip(b.chunks_exact(rank));
-    for (index, ((source, target), b)) in rows.enumerate() {
-        product(b, scale, a, &mut delta);
-        let norm = dot(&delta, &delta);
-        if norm == 0.0 && from == to {
-            target.copy_from_slice(source);
-            continue;
+    let parts = source.chunks(source_size * ROWS_AT_ONCE).zip(target.chunks_mut(target_size * ROWS_AT_ONCE));
+    for (part, ((source, target), b)) in parts.zip(b.chunks(rank * ROWS_AT_ONCE)).enumerate() {
+        products(b, scale, a, rank, &mut deltas);
+        let rows = source.chunks_exact(source_size).zip(target.chunks_exact_mut(target_size));
+        for (index, ((source, target), delta)) in rows.zip(deltas.chunks_exact(cols)).enumerate() {
+            let norm = dot(delta, delta);
+            if norm == 0.0 && from == to {
+                target.copy_from_slice(source);
+                continue;
+            }
+            let row = Row { source, target, delta, norm, index: first + part * ROWS_AT_ONCE + index };
+            let in_codes = from == to && rounding != Rounding::Nearest;
+            let row_sums = match in_codes {
+                true => with_block!(from, B => row.round_codes::<B>(rounding, &mut amplification, &mut scratch),
+                    row.round_values(from, to, rounding, &mut scratch)),
+                false => row.round_values(from, to, rounding, &mut scratch),
+            };
+            sums.add(&row_sums);
         }
-        let row = Row { source, target, delta: &delta, norm, index: first + index };
-        let in_codes = from == to && rounding != Rounding::Nearest;
-        let row_sums = match in_codes {
-            true => with_block!(from, B => row.round_codes::<B>(rounding, &mut amplification, &mut scratch),
-                row.round_values(from, to, rounding, &mut scratch)),
-            false => row.round_values(from, to, rounding, &mut scratch),
-        };
-        sums.add(&row_sums);
     }
     sums
 }
+
+/// Rows whose deltas are computed together, so that `a` is read once for all of them.
+const ROWS_AT_ONCE: usize = 4;
 
 /// Room for one row, reused.
 struct Scratch {
@@ -142,7 +149,12 @@ struct Row<'a> {
 impl Row<'_> {
     /// Moves codes by whole steps.
     #[inline(always)]
-    fn round_codes<B: Block>(self, rounding: Rounding, amplification: &mut f32, scratch: &mut Scratch) -> Sums {
+    fn round_codes<B: Block>(
+        self,
+        rounding: Rounding,
+        amplification: &mut Amplification,
+        scratch: &mut Scratch,
+    ) -> Sums {
         let Scratch { codes, steps_wanted, weight, low, high, taken, base, step } = scratch;
         let (mut steps, mut mins) = ([0.0; GROUPS_MAX], [0.0; GROUPS_MAX]);
         for (i, block) in blocks::<B>(self.source).iter().enumerate() {
@@ -173,9 +185,10 @@ impl Row<'_> {
                 *taken = larger(smaller(steps, high[j]), low[j]);
             }
         } else {
-            *amplification = amplify(self.norm, *amplification, |mu| steps_kept(mu, steps_wanted, weight, low, high));
+            let kept = |mu| steps_kept(mu, steps_wanted, weight, low, high);
+            let mu = amplification.of_row(self.norm, dot(step, step), step.len(), kept);
             for (j, taken) in taken.iter_mut().enumerate() {
-                *taken = whole_steps(*amplification, steps_wanted[j], low[j], high[j]);
+                *taken = whole_steps(mu, steps_wanted[j], low[j], high[j]);
             }
         }
         self.target.copy_from_slice(self.source);
@@ -220,15 +233,38 @@ impl Row<'_> {
     }
 }
 
-/// The `μ` for which `kept(μ)`, a rising step function, comes nearest to `norm`, searched from `start`.
+/// What rows of one job have in common: `μ·‖Δ‖/‖step‖` changes little from row to row.
+#[derive(Default)]
+struct Amplification {
+    relative: Option<f64>,
+}
+
+impl Amplification {
+    /// The `μ` of one row; `steps` is the sum of the `count` squared steps.
+    #[inline(always)]
+    fn of_row(&mut self, norm: f64, steps: f64, count: usize, kept: impl Fn(f32) -> f64) -> f32 {
+        let relative_norm = (norm / steps).sqrt();
+        let start = (self.relative.unwrap_or(relative_norm) / relative_norm) as f32;
+        // Around `μ`, codes move whose delta is half a step divided by `μ`: each adds `step²/2μ` to the kept sum. Half of
+        // that is as near as the row can come.
+        let granularity = 0.25 * steps / (count as f64 * norm);
+        let mu = amplify(norm, if start.is_finite() { start.clamp(1.0, LARGEST) } else { 1.0 }, granularity, kept);
+        self.relative = Some(f64::from(mu) * relative_norm).filter(|relative| relative.is_finite());
+        mu
+    }
+}
+
+/// Beyond it the codes' ends, not the step, keep the delta out.
+const LARGEST: f32 = 1024.0;
+
+/// The `μ` for which `kept(μ)`, a rising step function, comes nearest to `norm`, searched from `start`. `granularity`
+/// divided by `μ` is the share of `norm` that is near enough.
 #[inline(always)]
-fn amplify(norm: f64, start: f32, kept: impl Fn(f32) -> f64) -> f32 {
+fn amplify(norm: f64, start: f32, granularity: f64, kept: impl Fn(f32) -> f64) -> f32 {
     /// Evaluations of one row; each is one pass over it.
-    const TRIES: usize = 12;
-    /// Where a row's gain is good enough. Rows with few steps jump over it.
+    const TRIES: usize = 10;
+    /// Where a row's gain is good enough, whatever its steps.
     const TOLERANCE: f64 = 0.004;
-    /// Beyond it the codes' ends, not the step, keep the delta out.
-    const LARGEST: f32 = 1024.0;
 
     let (mut low, mut high) = (0.0_f32, f32::INFINITY);
     let (mut best, mut best_miss) = (start, f64::INFINITY);
@@ -239,7 +275,7 @@ fn amplify(norm: f64, start: f32, kept: impl Fn(f32) -> f64) -> f32 {
         if miss < best_miss {
             (best, best_miss) = (mu, miss);
         }
-        if miss < TOLERANCE || (ratio < 1.0 && mu >= LARGEST) {
+        if miss < f64::max(TOLERANCE, granularity / f64::from(mu)) || (ratio < 1.0 && mu >= LARGEST) {
             break;
         }
         if ratio < 1.0 {
@@ -247,7 +283,7 @@ fn amplify(norm: f64, start: f32, kept: impl Fn(f32) -> f64) -> f32 {
         } else {
             high = mu
         }
-        // Small steps at first, since the next row starts from this one's value; bisection once it is bracketed.
+        // Small steps at first, since the start is near; bisection once it is bracketed.
         mu = if high.is_infinite() {
             (mu * (1.0 / ratio.max(0.05)).powf(0.5).clamp(1.02, 4.0) as f32).min(LARGEST)
         } else if low == 0.0 {
@@ -267,7 +303,7 @@ fn steps_kept(mu: f32, wanted: &[f32], weight: &[f32], low: &[f32], high: &[f32]
         wanted.chunks_exact(16).zip(weight.chunks_exact(16)).zip(low.chunks_exact(16)).zip(high.chunks_exact(16));
     for (((wanted, weight), low), high) in rows {
         for l in 0..16 {
-            sums[l] += whole_steps(mu, wanted[l], low[l], high[l]) * weight[l];
+            sums[l] = whole_steps(mu, wanted[l], low[l], high[l]).mul_add(weight[l], sums[l]);
         }
     }
     sums.iter().map(|&sum| f64::from(sum)).sum()
@@ -292,27 +328,47 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// `delta = scale · b·a`
+/// `deltas = scale · b·a`, one row per `rank` values of `b`.
 #[inline(always)]
-fn product(b: &[f32], scale: f32, a: &[f32], delta: &mut [f32]) {
-    const LANES: usize = 32;
-    let cols = delta.len();
-    let mut chunks = delta.chunks_exact_mut(LANES);
-    for (i, delta) in chunks.by_ref().enumerate() {
-        let mut sums = [0.0; LANES];
-        for (b, a) in b.iter().zip(a.chunks_exact(cols)) {
-            for (sum, a) in sums.iter_mut().zip(&a[i * LANES..][..LANES]) {
-                *sum += b * a;
+fn products(b: &[f32], scale: f32, a: &[f32], rank: usize, deltas: &mut [f32]) {
+    const LANES: usize = 16;
+    let cols = a.len() / rank;
+    if b.len() < rank * ROWS_AT_ONCE {
+        for (b, delta) in b.chunks_exact(rank).zip(deltas.chunks_exact_mut(cols)) {
+            for j in 0..cols {
+                delta[j] = scale * element(b, a, cols, j);
             }
         }
-        for (delta, sum) in delta.iter_mut().zip(sums) {
-            *delta = scale * sum;
+        return;
+    }
+    let (b, _) = b.split_at(rank * ROWS_AT_ONCE);
+    let whole = cols / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        let mut sums = [[0.0_f32; LANES]; ROWS_AT_ONCE];
+        for (r, a) in a.chunks_exact(cols).enumerate() {
+            let a: &[f32; LANES] = a[start..start + LANES].try_into().expect("LANES values");
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let b = b[row * rank + r];
+                for lane in 0..LANES {
+                    sums[lane] = b.mul_add(a[lane], sums[lane]);
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            let delta = &mut deltas[row * cols + start..][..LANES];
+            delta.iter_mut().zip(sums).for_each(|(delta, sum)| *delta = scale * sum);
         }
     }
-    let at = cols / LANES * LANES;
-    for (j, delta) in chunks.into_remainder().iter_mut().enumerate() {
-        *delta = scale * b.iter().zip(a.chunks_exact(cols)).map(|(b, a)| b * a[at + j]).sum::<f32>();
+    for (b, delta) in b.chunks_exact(rank).zip(deltas.chunks_exact_mut(cols)) {
+        for j in whole..cols {
+            delta[j] = scale * element(b, a, cols, j);
+        }
     }
+}
+
+#[inline(always)]
+fn element(b: &[f32], a: &[f32], cols: usize, col: usize) -> f32 {
+    b.iter().zip(a.chunks_exact(cols)).fold(0.0, |sum, (b, a)| b.mul_add(a[col], sum))
 }
 
 #[inline(always)]
@@ -321,7 +377,7 @@ fn dot(x: &[f32], y: &[f32]) -> f64 {
     let (x_chunks, y_chunks) = (x.as_chunks::<16>(), y.as_chunks::<16>());
     for (x, y) in x_chunks.0.iter().zip(y_chunks.0) {
         for l in 0..16 {
-            sums[l] += x[l] * y[l];
+            sums[l] = x[l].mul_add(y[l], sums[l]);
         }
     }
     let rest: f32 = x_chunks.1.iter().zip(y_chunks.1).map(|(x, y)| x * y).sum();
@@ -368,21 +424,23 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn product_agrees_with_ndarray_for_odd_widths() {
+    fn products_agree_with_ndarray_for_odd_widths_and_few_rows() {
         let a = ndarray::Array2::from_shape_fn((3, 37), |(i, j)| (i * 7 + j) as f32 * 0.25 - 3.0);
-        let b = ndarray::arr1(&[0.5, -2.0, 1.5]);
-        let mut delta = vec![0.0; 37];
-        product(b.as_slice().unwrap(), 0.5, a.as_slice().unwrap(), &mut delta);
-        assert_eq!(delta, (b.dot(&a) * 0.5).to_vec());
+        for rows in [ROWS_AT_ONCE, 2] {
+            let b = ndarray::Array2::from_shape_fn((rows, 3), |(i, j)| (i + j * 5) as f32 * 0.5 - 2.0);
+            let mut deltas = vec![0.0; rows * 37];
+            products(b.as_slice().unwrap(), 0.5, a.as_slice().unwrap(), 3, &mut deltas);
+            assert_eq!(deltas, (b.dot(&a) * 0.5).into_raw_vec_and_offset().0);
+        }
     }
 
     #[test]
     fn amplification_finds_the_jump_of_a_step_function() {
         // Gain jumps from 0.2 to 1.1 at 7.3: the nearer side is above.
-        let mu = amplify(1.0, 1.0, |mu| if mu < 7.3 { 0.2 } else { 1.1 });
+        let mu = amplify(1.0, 1.0, 0.0, |mu| if mu < 7.3 { 0.2 } else { 1.1 });
         assert!(mu >= 7.3, "{mu}");
-        let mu = amplify(4.0, 300.0, |mu| f64::from(mu) * 2.0);
+        let mu = amplify(4.0, 300.0, 0.0, |mu| f64::from(mu) * 2.0);
         assert!((mu - 2.0).abs() < 0.02, "{mu}");
-        assert!(amplify(1.0, 1.0, |_| 0.0).is_finite());
+        assert!(amplify(1.0, 1.0, 0.0, |_| 0.0).is_finite());
     }
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use edgeweld_tests::process;
 
-use crate::process;
 use crate::sample::{DECODE_TOKENS, LOAD_CONTEXT, Measure, WARM_UP_TOKENS_MAX};
 
 /// One side of a comparison.

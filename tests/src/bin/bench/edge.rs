@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use edgeweld::gguf::GgufFile;
+use edgeweld_tests::arms::median;
 use edgeweld_tests::{Table, models};
 
 use crate::contender::{Contender, Sample};
@@ -55,7 +56,7 @@ pub(crate) struct Options {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Rival {
+pub(crate) enum Rival {
     LlamaCpp,
 }
 
@@ -319,25 +320,12 @@ fn name(model: &Path) -> String {
     model.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
-}
-
 #[cfg(test)]
 mod tests {
     use edgeweld::gguf::GgufWriter;
     use edgeweld::quant::{BlockType, WeightBytes};
 
     use super::*;
-
-    #[test]
-    fn the_median_of_an_even_count_is_between_the_middle_two() {
-        assert_eq!(median([9.0, 1.0, 5.0].into_iter()), 5.0);
-        assert_eq!(median([4.0, 1.0, 9.0, 2.0].into_iter()), 3.0);
-    }
 
     #[test]
     fn a_tied_embedding_is_read_whole_and_another_is_not() {

@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: speed, memory and load time, also beside llama.cpp, in one interleaved run.
 
+mod arms;
 mod contender;
 mod edge;
-mod process;
+mod merge;
 mod random_model;
 mod sample;
 mod variants;
@@ -24,16 +25,26 @@ enum Command {
     ///
     /// Every sample is a process of its own, the contenders take turns, and each figure is the median of the rounds.
     Edge(edge::Options),
+    /// The specialised model beside the prompted one, in context and restored from a prefix file
+    Arms(arms::Options),
+    /// What survives of a pack in quantised weights, and what merging costs
+    Merge(merge::Options),
     /// Write a model with random weights and a made-up vocabulary, to measure what big weights cost
     MakeModel(random_model::Options),
     /// Take one sample; `edge` runs this in a process of its own
     #[command(hide = true)]
     Sample(sample::Options),
+    /// Measure one arm; `arms` runs this in a process of its own
+    #[command(hide = true, name = edgeweld_tests::arms::SUBCOMMAND)]
+    Arm { job: String },
 }
 
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Edge(options) => edge::run(&options),
+        Command::Arms(options) => arms::run(&options),
+        Command::Merge(options) => merge::run(&options),
+        Command::Arm { job } => edgeweld_tests::arms::Job::run_and_print(&job),
         Command::MakeModel(options) => random_model::make(&options),
         Command::Sample(options) => sample::take(&options),
     }

@@ -11,9 +11,8 @@ use clap::Args;
 use edgeweld::CancelToken;
 use edgeweld::generate::{Engine, GenerateOptions, LoadOptions};
 use edgeweld::gguf::GgufFile;
-use edgeweld::lora::{LayerLora, LoraPair};
-use edgeweld::model::{Backend, Config, Cpu, CpuOptions, Decoder, DecoderRunner, LogitRows, Runner};
-use ndarray::Array2;
+use edgeweld::model::{Backend, Cpu, CpuOptions, Decoder, DecoderRunner, LogitRows, Runner};
+use edgeweld_tests::random_lora;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -117,9 +116,10 @@ impl Options {
         }
         let backend = Arc::new(Cpu::new(&CpuOptions { threads: Some(self.threads) })?);
         let decoder = Decoder::load(&GgufFile::open(self.model()?)?, backend, &CancelToken::new(), &mut |_, _| ())?;
-        let layers = random_layers(&decoder.config);
-        let lora =
-            layers.iter().map(|layer| decoder.backend.lora(layer, 1.0)).collect::<edgeweld::Result<Arc<[_]>>>()?;
+        // Small, so that it changes numbers and not the model's range.
+        let lora = random_lora(&decoder.config, PACK_RANK, 0.01, 0);
+        let layers = lora.layers.iter().map(|layer| decoder.backend.lora(layer, lora.scale));
+        let lora = layers.collect::<edgeweld::Result<Arc<[_]>>>()?;
         let mut runner = DecoderRunner::new(Arc::new(decoder), context_length, Some(lora))?;
         Ok(run(&mut runner, vocab)?)
     }
@@ -176,16 +176,6 @@ fn bandwidth(threads: usize) -> f64 {
 fn random_ids(count: usize, vocab: u32) -> Vec<u32> {
     let mut random = SmallRng::seed_from_u64(count as u64);
     (0..count).map(|_| random.random_range(0..vocab)).collect()
-}
-
-/// LoRA pairs for every target of every layer; small, so that they change numbers and not the model's range.
-fn random_layers(config: &Config) -> Vec<LayerLora> {
-    let mut random = SmallRng::seed_from_u64(0);
-    let mut matrix = |rows, cols| Array2::from_shape_simple_fn((rows, cols), || random.random_range(-0.01..0.01_f32));
-    let mut pair = |out, input| Some(LoraPair { a: matrix(PACK_RANK, input), b: matrix(out, PACK_RANK) });
-    let (hidden, ffn) = (config.hidden_size, config.ffn_size);
-    let mut layer = || LayerLora { gate: pair(ffn, hidden), up: pair(ffn, hidden), down: pair(hidden, ffn) };
-    (0..config.layer_count()).map(|_| layer()).collect()
 }
 
 #[cfg(test)]

@@ -71,7 +71,8 @@ pub(crate) fn file_type(block_type: BlockType) -> u32 {
     }
 }
 
-fn convert(tensor: Tensor<'_>, block_type: BlockType) -> WeightBytes {
+/// The tensor's weights in another block type, rounded as ggml does.
+pub(crate) fn convert(tensor: Tensor<'_>, block_type: BlockType) -> WeightBytes {
     let from = tensor.block_type();
     // Whole blocks of both types.
     let mut values = vec![0.0; PIECE];

@@ -6,17 +6,23 @@ use std::time::Duration;
 use anyhow::Result;
 
 /// What a program that succeeded said and took.
-pub(crate) struct Finished {
-    pub(crate) stdout: String,
+pub struct Finished {
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
     /// From before the start until after the end.
-    pub(crate) elapsed: Duration,
+    pub elapsed: Duration,
     /// The largest resident set; pages of mapped files count.
-    pub(crate) peak_rss_bytes: u64,
+    pub peak_rss_bytes: u64,
 }
 
 /// Runs the command, which must succeed.
+///
+/// # Errors
+/// If it cannot start or fails; what it said is in the error.
 #[cfg(unix)]
-pub(crate) fn run(command: &mut Command) -> Result<Finished> {
+pub fn run(command: &mut Command) -> Result<Finished> {
     use std::io::Read;
     use std::process::Stdio;
     use std::time::Instant;
@@ -55,12 +61,15 @@ pub(crate) fn run(command: &mut Command) -> Result<Finished> {
     // Linux counts kibibytes, Apple's systems bytes.
     let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
     let stdout = String::from_utf8(stdout).with_context(|| format!("output of {program}"))?;
-    Ok(Finished { stdout, elapsed, peak_rss_bytes: usage.ru_maxrss.cast_unsigned() as u64 * unit })
+    Ok(Finished { stdout, stderr, elapsed, peak_rss_bytes: usage.ru_maxrss.cast_unsigned() as u64 * unit })
 }
 
 /// Runs the command, which must succeed.
+///
+/// # Errors
+/// If it cannot start or fails; what it said is in the error.
 #[cfg(not(unix))]
-pub(crate) fn run(_command: &mut Command) -> Result<Finished> {
+pub fn run(_command: &mut Command) -> Result<Finished> {
     anyhow::bail!("a process's peak memory is measured with wait4, which only Unix systems have")
 }
 
