@@ -56,7 +56,7 @@ pub struct PackFile {
     pub pool: Option<PathBuf>,
     /// Who signed both.
     pub key: String,
-    /// How it gets into the model.
+    /// How it gets into the model. Whoever chose it has seen its proof: it is not asked for again.
     pub mode: MergeMode,
 }
 
@@ -105,6 +105,8 @@ pub struct Outcome {
     pub answers: Vec<Answer>,
     /// Decode speed after the last question.
     pub decode_tokens_per_second: f64,
+    /// The process's largest resident set, where the system says it of the process alone.
+    pub peak_rss_bytes: Option<u64>,
 }
 
 /// Takes the median of one figure of the answers.
@@ -127,8 +129,10 @@ impl Job {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(SUBCOMMAND).arg(serde_json::to_string(self)?);
         let finished = process::run(&mut command).with_context(|| format!("arm {:?}", self.arm))?;
-        let outcome = serde_json::from_str(&finished.stdout).context("what the arm printed")?;
-        Ok((outcome, finished.peak_rss_bytes))
+        let outcome: Outcome = serde_json::from_str(&finished.stdout).context("what the arm printed")?;
+        // `wait4` counts this program's own memory too, if it is larger: the child began as a copy of it.
+        let peak = outcome.peak_rss_bytes.unwrap_or(finished.peak_rss_bytes);
+        Ok((outcome, peak))
     }
 
     /// What the process of its own does with its argument.
@@ -177,7 +181,7 @@ impl Job {
             session.chat(&self.messages(""), &tokens(1), &mut |_: &Token| ())?;
             session.save_prefix(&self.prefix)?;
         }
-        Ok(Outcome { answers, decode_tokens_per_second })
+        Ok(Outcome { answers, decode_tokens_per_second, peak_rss_bytes: peak_rss_bytes() })
     }
 
     /// The conversation as an app sends it: the specialised model gets the prompt too, and drops it.
@@ -214,10 +218,22 @@ impl PackFile {
         };
         let pool = self.pool.as_ref().map(|path| Ok::<_, anyhow::Error>(verify_pool(&read(path)?, &trust, engine.identity())?));
         let pack = verify(&read(&self.pack)?, &trust, engine.identity(), pool.transpose()?.as_ref())?;
-        let options = MergeOptions { mode: self.mode, ..MergeOptions::default() };
+        let options = MergeOptions {
+            mode: self.mode,
+            agreement_min: 0.0,
+            perplexity_change_max: f64::INFINITY,
+            ..MergeOptions::default()
+        };
         engine.merge(&pack, &options, &CancelToken::new(), &|_, _, _| ())?;
         Ok(())
     }
+}
+
+/// `VmHWM` of Linux.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 fn tokens(max_tokens: usize) -> GenerateOptions {

@@ -127,6 +127,18 @@ impl Engine {
         }
     }
 
+    /// Makes a runner of this engine go on as the base model, or as the one with `pack` in it, empty.
+    pub(super) fn change_runner(&self, runner: &mut Box<dyn Runner>, pack: Option<&MergedPack>) -> Result<()> {
+        let changed = match pack.and_then(|pack| pack.model.as_ref()) {
+            Some(specialized) => specialized.put_into(&mut **runner),
+            None => self.0.model.put_into(&mut **runner),
+        };
+        if !changed {
+            *runner = self.runner_with(pack)?;
+        }
+        Ok(())
+    }
+
     /// What the model is: layers, sizes, attention.
     pub fn config(&self) -> &Config {
         self.0.model.config()

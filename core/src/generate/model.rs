@@ -1,5 +1,6 @@
 //! Decoders whose backend is chosen at run time.
 
+use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +16,9 @@ pub(super) trait Model: Send + Sync {
 
     /// An empty sequence for up to `capacity` tokens.
     fn runner(&self, capacity: usize) -> Result<Box<dyn Runner>>;
+
+    /// Makes a runner of the same base go on as this model, empty; `false` if it is of another kind.
+    fn put_into(&self, runner: &mut dyn Runner) -> bool;
 
     /// [`merge::merge_unverified`] of a LoRA that comes from verified packs; `file` is what the model was loaded from.
     fn merge(
@@ -35,6 +39,9 @@ pub(super) trait Specialized: Send + Sync {
     /// An empty sequence for up to `capacity` tokens.
     fn runner(&self, capacity: usize) -> Result<Box<dyn Runner>>;
 
+    /// As [`Model::put_into`].
+    fn put_into(&self, runner: &mut dyn Runner) -> bool;
+
     /// [`merge::save_merged`].
     fn save(&self, file: &GgufFile, pack: &SavedPack, path: &Path, cancel: &CancelToken) -> Result<()>;
 }
@@ -46,6 +53,10 @@ impl<B: Backend> Model for Arc<Decoder<B>> {
 
     fn runner(&self, capacity: usize) -> Result<Box<dyn Runner>> {
         Ok(Box::new(DecoderRunner::new(self.clone(), capacity, None)?))
+    }
+
+    fn put_into(&self, runner: &mut dyn Runner) -> bool {
+        change_model(runner, self, None)
     }
 
     fn merge(
@@ -71,7 +82,25 @@ impl<B: Backend> Specialized for Specialization<B> {
         Ok(Box::new(DecoderRunner::new(self.decoder.clone(), capacity, self.side_path.clone())?))
     }
 
+    fn put_into(&self, runner: &mut dyn Runner) -> bool {
+        change_model(runner, &self.decoder, self.side_path.clone())
+    }
+
     fn save(&self, file: &GgufFile, pack: &SavedPack, path: &Path, cancel: &CancelToken) -> Result<()> {
         merge::save_merged(file, &self.merged, self.mode, pack, path, cancel)
+    }
+}
+
+fn change_model<B: Backend>(
+    runner: &mut dyn Runner,
+    decoder: &Arc<Decoder<B>>,
+    lora: Option<Arc<[B::Lora]>>,
+) -> bool {
+    match (runner as &mut dyn Any).downcast_mut::<DecoderRunner<B>>() {
+        Some(runner) if Arc::ptr_eq(&runner.decoder().backend, &decoder.backend) => {
+            runner.change_model(decoder.clone(), lora);
+            true
+        }
+        _ => false,
     }
 }

@@ -154,7 +154,7 @@ impl Session {
             _ => false,
         };
         if !same {
-            self.runner = self.engine.runner_with(pack.as_deref())?;
+            self.engine.change_runner(&mut self.runner, pack.as_deref())?;
             self.cached.clear();
             self.pack = pack;
         }

@@ -185,8 +185,8 @@ impl Row<'_> {
                 *taken = larger(smaller(steps, high[j]), low[j]);
             }
         } else {
-            let kept = |mu| steps_kept(mu, steps_wanted, weight, low, high);
-            let mu = amplification.of_row(self.norm, dot(step, step), step.len(), kept);
+            let row = RowSteps { wanted: steps_wanted, weight, low, high };
+            let mu = amplification.of_row(self.norm, dot(step, step), step.len(), &row);
             for (j, taken) in taken.iter_mut().enumerate() {
                 *taken = whole_steps(mu, steps_wanted[j], low[j], high[j]);
             }
@@ -206,50 +206,60 @@ impl Row<'_> {
     }
 
     /// Quantises the values of `W + μ·Δ` afresh, with new steps: nearest rounding, promotion and float types.
+    #[inline(always)]
     fn round_values(self, from: BlockType, to: BlockType, rounding: Rounding, scratch: &mut Scratch) -> Sums {
         let Scratch { base, taken, step: sum, .. } = scratch;
         dequantize(from, self.source, base);
-        let mut merge = |mu: f32| {
+        let mut mu = 1.0;
+        // Nearest rounding onto another grid loses a little; a second and third try make up for it.
+        for tries_left in (0..if rounding == Rounding::Amplified { 3 } else { 1 }).rev() {
             for ((sum, base), delta) in sum.iter_mut().zip(base.iter()).zip(self.delta) {
                 *sum = base + mu * delta;
             }
             quantize(to, sum, self.target);
             dequantize(to, self.target, taken);
             taken.iter_mut().zip(base.iter()).for_each(|(value, base)| *value -= base);
-            dot(self.delta, taken)
-        };
-        let mut kept = merge(1.0);
-        let mut mu = 1.0;
-        // Nearest rounding onto another grid loses a little; a second and third try make up for it.
-        for _ in 0..if rounding == Rounding::Amplified { 2 } else { 0 } {
-            let ratio = (self.norm / kept) as f32;
-            if !(0.25..0.99).contains(&(1.0 / ratio)) && !(1.01..4.0).contains(&(1.0 / ratio)) {
+            let gain = dot(self.delta, taken) / self.norm;
+            if tries_left == 0 || !((0.25..0.99).contains(&gain) || (1.01..4.0).contains(&gain)) {
                 break;
             }
-            mu = (mu * ratio).clamp(0.5, 4.0);
-            kept = merge(mu);
+            mu = (mu / gain as f32).clamp(0.5, 4.0);
         }
         measure(self.delta, taken, base, self.norm)
     }
 }
 
-/// What rows of one job have in common: `μ·‖Δ‖/‖step‖` changes little from row to row.
+/// What the rows of one job hand on.
 #[derive(Default)]
 struct Amplification {
+    /// `μ·‖Δ‖/‖step‖`, which changes little from row to row.
     relative: Option<f64>,
+    /// What the rows so far kept too little of `<Δ, Δ>`, or too much if negative: the next one makes up for it. A row of
+    /// coarse steps comes only near its own, and where one step is more than a row's whole delta, some rows take none.
+    owed: f64,
 }
 
 impl Amplification {
     /// The `μ` of one row; `steps` is the sum of the `count` squared steps.
     #[inline(always)]
-    fn of_row(&mut self, norm: f64, steps: f64, count: usize, kept: impl Fn(f32) -> f64) -> f32 {
+    fn of_row(&mut self, norm: f64, steps: f64, count: usize, row: &impl Kept) -> f32 {
+        let wanted = norm + self.owed;
+        if wanted <= 0.0 {
+            self.owed = wanted;
+            return 0.0;
+        }
         let relative_norm = (norm / steps).sqrt();
         let start = (self.relative.unwrap_or(relative_norm) / relative_norm) as f32;
+        let start = if start.is_finite() { start.clamp(1.0, LARGEST) } else { 1.0 };
         // Around `μ`, codes move whose delta is half a step divided by `μ`: each adds `step²/2μ` to the kept sum. Half of
         // that is as near as the row can come.
-        let granularity = 0.25 * steps / (count as f64 * norm);
-        let mu = amplify(norm, if start.is_finite() { start.clamp(1.0, LARGEST) } else { 1.0 }, granularity, kept);
-        self.relative = Some(f64::from(mu) * relative_norm).filter(|relative| relative.is_finite());
+        let granularity = 0.25 * steps / (count as f64 * wanted);
+        let (mu, kept) = amplify(wanted, start, granularity, row);
+        if kept > 0.0 {
+            self.relative = Some(f64::from(mu) * relative_norm).filter(|relative| relative.is_finite());
+        }
+        let owed = wanted - kept;
+        self.owed = if owed.is_finite() { owed } else { 0.0 };
         mu
     }
 }
@@ -257,23 +267,24 @@ impl Amplification {
 /// Beyond it the codes' ends, not the step, keep the delta out.
 const LARGEST: f32 = 1024.0;
 
-/// The `μ` for which `kept(μ)`, a rising step function, comes nearest to `norm`, searched from `start`. `granularity`
-/// divided by `μ` is the share of `norm` that is near enough.
+/// The `μ` for which [`Kept::kept`], a rising step function, comes nearest to `wanted`, searched from `start`; and what it
+/// keeps. `granularity` divided by `μ` is the share of `wanted` that is near enough.
 #[inline(always)]
-fn amplify(norm: f64, start: f32, granularity: f64, kept: impl Fn(f32) -> f64) -> f32 {
+fn amplify(wanted: f64, start: f32, granularity: f64, row: &impl Kept) -> (f32, f64) {
     /// Evaluations of one row; each is one pass over it.
     const TRIES: usize = 10;
-    /// Where a row's gain is good enough, whatever its steps.
-    const TOLERANCE: f64 = 0.004;
+    /// Where a row's gain is good enough, whatever its steps: the next rows make up for it.
+    const TOLERANCE: f64 = 0.02;
 
     let (mut low, mut high) = (0.0_f32, f32::INFINITY);
-    let (mut best, mut best_miss) = (start, f64::INFINITY);
-    let mut mu = start;
+    let (mut best, mut best_kept, mut best_miss) = (start, 0.0, f64::INFINITY);
+    let (mut mu, mut last) = (start, None);
     for _ in 0..TRIES {
-        let ratio = kept(mu) / norm;
+        let kept = row.kept(mu);
+        let ratio = kept / wanted;
         let miss = (ratio - 1.0).abs();
         if miss < best_miss {
-            (best, best_miss) = (mu, miss);
+            (best, best_kept, best_miss) = (mu, kept, miss);
         }
         if miss < f64::max(TOLERANCE, granularity / f64::from(mu)) || (ratio < 1.0 && mu >= LARGEST) {
             break;
@@ -283,30 +294,51 @@ fn amplify(norm: f64, start: f32, granularity: f64, kept: impl Fn(f32) -> f64) -
         } else {
             high = mu
         }
-        // Small steps at first, since the start is near; bisection once it is bracketed.
-        mu = if high.is_infinite() {
-            (mu * (1.0 / ratio.max(0.05)).powf(0.5).clamp(1.02, 4.0) as f32).min(LARGEST)
-        } else if low == 0.0 {
-            mu * (1.0 / ratio).powf(0.5).clamp(0.25, 0.98) as f32
-        } else {
-            (low * high).sqrt()
+        // Where the line through the last two points reaches 1. Additions, divisions and roots only, which every machine
+        // rounds alike.
+        let factor = match last {
+            Some((last_mu, last_ratio)) if ratio != last_ratio => {
+                1.0 + (1.0 - ratio) * (1.0 - f64::from(last_mu) / f64::from(mu)) / (ratio - last_ratio)
+            }
+            _ => (1.0 / ratio.max(0.05)).sqrt(),
         };
-    }
-    best
-}
-
-/// `<Δ, u>` of amplified rounding.
-#[inline(always)]
-fn steps_kept(mu: f32, wanted: &[f32], weight: &[f32], low: &[f32], high: &[f32]) -> f64 {
-    let mut sums = [0.0_f32; 16];
-    let rows =
-        wanted.chunks_exact(16).zip(weight.chunks_exact(16)).zip(low.chunks_exact(16)).zip(high.chunks_exact(16));
-    for (((wanted, weight), low), high) in rows {
-        for l in 0..16 {
-            sums[l] = whole_steps(mu, wanted[l], low[l], high[l]).mul_add(weight[l], sums[l]);
+        last = Some((mu, ratio));
+        let factor = if ratio < 1.0 { factor.clamp(1.01, 4.0) } else { factor.clamp(0.25, 0.99) };
+        mu = (mu * factor as f32).min(LARGEST);
+        if !(low < mu && mu < high) {
+            mu = (low * high).sqrt();
         }
     }
-    sums.iter().map(|&sum| f64::from(sum)).sum()
+    (best, best_kept)
+}
+
+/// `<Δ, u>` as a function of `μ`. A trait and not a closure, because a closure is not compiled for the instruction set of
+/// the function that calls it.
+trait Kept {
+    fn kept(&self, mu: f32) -> f64;
+}
+
+/// The steps that the codes of one row could take.
+struct RowSteps<'a> {
+    wanted: &'a [f32],
+    weight: &'a [f32],
+    low: &'a [f32],
+    high: &'a [f32],
+}
+
+impl Kept for RowSteps<'_> {
+    #[inline(always)]
+    fn kept(&self, mu: f32) -> f64 {
+        let mut sums = [0.0_f32; 16];
+        let (wanted, weight) = (self.wanted.as_chunks::<16>().0, self.weight.as_chunks::<16>().0);
+        let (low, high) = (self.low.as_chunks::<16>().0, self.high.as_chunks::<16>().0);
+        for (((wanted, weight), low), high) in wanted.iter().zip(weight).zip(low).zip(high) {
+            for l in 0..16 {
+                sums[l] = whole_steps(mu, wanted[l], low[l], high[l]).mul_add(weight[l], sums[l]);
+            }
+        }
+        sums.iter().map(|&sum| f64::from(sum)).sum()
+    }
 }
 
 /// `μ · wanted` to the nearest whole number within `[low, high]`.
@@ -436,11 +468,17 @@ pub(super) mod tests {
 
     #[test]
     fn amplification_finds_the_jump_of_a_step_function() {
+        struct Function(fn(f32) -> f64);
+        impl Kept for Function {
+            fn kept(&self, mu: f32) -> f64 {
+                self.0(mu)
+            }
+        }
         // Gain jumps from 0.2 to 1.1 at 7.3: the nearer side is above.
-        let mu = amplify(1.0, 1.0, 0.0, |mu| if mu < 7.3 { 0.2 } else { 1.1 });
-        assert!(mu >= 7.3, "{mu}");
-        let mu = amplify(4.0, 300.0, 0.0, |mu| f64::from(mu) * 2.0);
+        let (mu, kept) = amplify(1.0, 1.0, 0.0, &Function(|mu| if mu < 7.3 { 0.2 } else { 1.1 }));
+        assert!(mu >= 7.3 && kept == 1.1, "{mu}");
+        let (mu, _) = amplify(4.0, 300.0, 0.0, &Function(|mu| f64::from(mu) * 2.0));
         assert!((mu - 2.0).abs() < 0.02, "{mu}");
-        assert!(amplify(1.0, 1.0, 0.0, |_| 0.0).is_finite());
+        assert!(amplify(1.0, 1.0, 0.0, &Function(|_| 0.0)).0.is_finite());
     }
 }

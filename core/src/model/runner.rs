@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::sync::Arc;
 
 use super::backend::{Backend, Sequence};
@@ -16,7 +17,7 @@ pub enum LogitRows {
 }
 
 /// One sequence on one model, whatever computes it: what a session drives.
-pub trait Runner: Send {
+pub trait Runner: Send + Any {
     /// Tokens in the KV cache.
     fn len(&self) -> usize;
 
@@ -88,6 +89,14 @@ impl<B: Backend> DecoderRunner<B> {
     /// The model.
     pub fn decoder(&self) -> &Arc<Decoder<B>> {
         &self.decoder
+    }
+
+    /// Goes on as another model of the same base, from an empty sequence. The cache's memory stays: fresh memory would
+    /// cost the next tokens more than the change itself.
+    pub fn change_model(&mut self, decoder: Arc<Decoder<B>>, lora: Option<Arc<[B::Lora]>>) {
+        debug_assert_eq!(decoder.config.layer_count(), self.decoder.config.layer_count());
+        self.sequence.truncate(0);
+        (self.decoder, self.lora) = (decoder, lora);
     }
 
     fn run(&mut self, ids: &[u32], rows: LogitRows, cancel: &CancelToken) -> Result<()> {

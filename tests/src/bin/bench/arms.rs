@@ -210,7 +210,7 @@ impl<'a> Bench<'a> {
         let command = |text: &str, tokens: usize| {
             let mut command = Command::new(folder.join("llama-completion"));
             command.arg("-m").arg(&self.model).args(["-t", &self.options.threads.to_string(), "-fa", "off"]);
-            command.args(["-c", "2048", "--temp", "0", "--ignore-eos", "-no-cnv", "--no-escape", "-n", &tokens.to_string(), "-p", text]);
+            command.args(["-c", "2048", "--temp", "0", "--ignore-eos", "-no-cnv", "--no-escape", "--perf", "-n", &tokens.to_string(), "-p", text]);
             command
         };
         let mut run = match contender {
