@@ -112,9 +112,8 @@ mod tests {
     fn what_a_killed_writer_left_is_removed_and_a_living_writers_file_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        let write = |text: &'static [u8]| {
-            write_atomically(&path, |file| file.write_all(text).map_err(Error::io("file")))
-        };
+        let write =
+            |text: &'static [u8]| write_atomically(&path, |file| file.write_all(text).map_err(Error::io("file")));
         fs::write(folder.path().join(".file.1.0.tmp"), "left").unwrap();
         fs::write(folder.path().join(".file2.1.0.tmp"), "of another file").unwrap();
         let living = create(&path).unwrap();

@@ -224,8 +224,7 @@ fn two_packs_of_one_pool_are_combined_by_their_gates_or_by_their_deltas() {
     let dense = pack(&engine, 1, None);
     let parts = [(&packs[0], 0.5), (&dense, 0.5)];
     let mixed = Combination { packs: &parts, pool: Some(&pool), prompt: None };
-    let refused =
-        engine.merge_combination(&mixed, &MergeOptions::default(), &CancelToken::new(), &|_, _, _| ());
+    let refused = engine.merge_combination(&mixed, &MergeOptions::default(), &CancelToken::new(), &|_, _, _| ());
     assert!(matches!(refused, Err(Error::InvalidOption { option: "packs", .. })), "{refused:?}");
 }
 

@@ -87,12 +87,7 @@ pub fn describe(pack: &VerifiedPack) -> String {
         let _ = writeln!(
             text,
             "  quality    {} on {} ({} items): base {:.3}, prompted {:.3}, with this pack {:.3}",
-            measured.metric,
-            measured.set,
-            measured.item_count,
-            measured.base,
-            measured.prompted,
-            measured.specialized
+            measured.metric, measured.set, measured.item_count, measured.base, measured.prompted, measured.specialized
         );
     }
     text

@@ -111,11 +111,7 @@ pub fn converse(
 ///
 /// # Errors
 /// As [`Session::chat`].
-pub fn turn(
-    session: &mut Session,
-    messages: &[Message],
-    options: &GenerateOptions,
-) -> Result<String, edgeweld::Error> {
+pub fn turn(session: &mut Session, messages: &[Message], options: &GenerateOptions) -> Result<String, edgeweld::Error> {
     let answer = session.chat(messages, options, &mut Screen)?;
     println!();
     eprintln!(

@@ -216,7 +216,10 @@ impl PackFile {
         let read = |path: &PathBuf| -> Result<RawPack> {
             Ok(RawPack::read(std::fs::read(path).with_context(|| path.display().to_string())?)?)
         };
-        let pool = self.pool.as_ref().map(|path| Ok::<_, anyhow::Error>(verify_pool(&read(path)?, &trust, engine.identity())?));
+        let pool = self
+            .pool
+            .as_ref()
+            .map(|path| Ok::<_, anyhow::Error>(verify_pool(&read(path)?, &trust, engine.identity())?));
         let pack = verify(&read(&self.pack)?, &trust, engine.identity(), pool.transpose()?.as_ref())?;
         let options = MergeOptions {
             mode: self.mode,

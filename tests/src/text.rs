@@ -18,7 +18,9 @@ pub fn repository_text() -> Result<String> {
         let entries = fs::read_dir(root.join(folder)).with_context(|| folder.to_owned())?;
         let mut files: Vec<PathBuf> =
             entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>().context(folder)?;
-        files.retain(|path| path.extension().is_some_and(|extension| ["md", "txt", "jsonl"].iter().any(|e| extension == *e)));
+        files.retain(|path| {
+            path.extension().is_some_and(|extension| ["md", "txt", "jsonl"].iter().any(|e| extension == *e))
+        });
         files.sort();
         paths.extend(files);
     }

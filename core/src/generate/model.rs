@@ -91,11 +91,7 @@ impl<B: Backend> Specialized for Specialization<B> {
     }
 }
 
-fn change_model<B: Backend>(
-    runner: &mut dyn Runner,
-    decoder: &Arc<Decoder<B>>,
-    lora: Option<Arc<[B::Lora]>>,
-) -> bool {
+fn change_model<B: Backend>(runner: &mut dyn Runner, decoder: &Arc<Decoder<B>>, lora: Option<Arc<[B::Lora]>>) -> bool {
     match (runner as &mut dyn Any).downcast_mut::<DecoderRunner<B>>() {
         Some(runner) if Arc::ptr_eq(&runner.decoder().backend, &decoder.backend) => {
             runner.change_model(decoder.clone(), lora);

@@ -52,7 +52,11 @@ fn killed_merge_saves_leave_a_whole_model() {
     kill("merge", folder.path(), MERGE_KILLS, 60, || {
         if saved.exists() {
             let bytes = std::fs::read(&saved).unwrap();
-            assert!(expected.contains(&Digest::of(&bytes)), "a file of {} bytes is not one that was saved", bytes.len());
+            assert!(
+                expected.contains(&Digest::of(&bytes)),
+                "a file of {} bytes is not one that was saved",
+                bytes.len()
+            );
         }
     });
     save_merge(folder.path(), 0, &saved);

@@ -210,7 +210,20 @@ impl<'a> Bench<'a> {
         let command = |text: &str, tokens: usize| {
             let mut command = Command::new(folder.join("llama-completion"));
             command.arg("-m").arg(&self.model).args(["-t", &self.options.threads.to_string(), "-fa", "off"]);
-            command.args(["-c", "2048", "--temp", "0", "--ignore-eos", "-no-cnv", "--no-escape", "--perf", "-n", &tokens.to_string(), "-p", text]);
+            command.args([
+                "-c",
+                "2048",
+                "--temp",
+                "0",
+                "--ignore-eos",
+                "-no-cnv",
+                "--no-escape",
+                "--perf",
+                "-n",
+                &tokens.to_string(),
+                "-p",
+                text,
+            ]);
             command
         };
         let mut run = match contender {
@@ -234,8 +247,12 @@ impl<'a> Bench<'a> {
     fn report(&self, samples: &BTreeMap<Contender, Vec<Figures>>) -> Result<String> {
         let (prompt, turn) = (self.options.prompt_tokens, self.options.turn_tokens);
         let name = self.model.file_stem().unwrap_or_default().to_string_lossy();
-        let mut report = format!("**{name}**, prompt of {prompt} tokens, turn of {turn}, median of {} processes\n\n", self.options.rounds);
-        let mut table = Table::new(["arm", "first token, ms", "restore, ms", "decode, tok/s", "KV cache, KB", "peak RSS, MB"]);
+        let mut report = format!(
+            "**{name}**, prompt of {prompt} tokens, turn of {turn}, median of {} processes\n\n",
+            self.options.rounds
+        );
+        let mut table =
+            Table::new(["arm", "first token, ms", "restore, ms", "decode, tok/s", "KV cache, KB", "peak RSS, MB"]);
         let of = |contender: Contender, figure: fn(&Figures) -> f64| median(samples[&contender].iter().map(figure));
         for contender in samples.keys() {
             let optional = |figure: fn(&Figures) -> Option<f64>, unit: f64| {
@@ -278,7 +295,10 @@ impl<'a> Bench<'a> {
 fn timings(log: &str) -> Result<(f64, f64)> {
     let line = |name: &str| {
         let found = log.lines().find(|line| line.split('=').next().is_some_and(|head| head.trim_end().ends_with(name)));
-        found.and_then(|line| line.split_once('=')).map(|(_, rest)| rest).with_context(|| format!("no {name:?} in llama.cpp's log"))
+        found
+            .and_then(|line| line.split_once('='))
+            .map(|(_, rest)| rest)
+            .with_context(|| format!("no {name:?} in llama.cpp's log"))
     };
     let number = |text: &str| -> Result<f64> {
         let word = text.split_whitespace().next().context("no number")?;

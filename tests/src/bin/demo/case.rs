@@ -77,7 +77,8 @@ pub(crate) fn all(question_count: usize) -> Result<Vec<Case>> {
     let folder = super::workspace().join("examples/prompts");
     let case = |edge: &'static str, name: &str, what: &str, packs: Vec<PackSource>| -> Result<Case> {
         let prompt = fs::read_to_string(folder.join(format!("{name}.txt"))).context(format!("{name}.txt"))?;
-        let queries = fs::read_to_string(folder.join(format!("{name}.queries.jsonl"))).context(format!("{name}.queries.jsonl"))?;
+        let queries = fs::read_to_string(folder.join(format!("{name}.queries.jsonl")))
+            .context(format!("{name}.queries.jsonl"))?;
         Ok(Case {
             title: format!("{edge}: {what} (examples/prompts/{name}.txt, {} words)", prompt.split_whitespace().count()),
             model: models::find(edge, &[&models::folder()])?,

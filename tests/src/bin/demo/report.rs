@@ -146,7 +146,10 @@ mod tests {
         ];
         let lines = comparison(&rows);
         assert_eq!(lines.len(), 1);
-        assert!(lines[0].contains("40x sooner") && lines[0].contains("0.50x") && lines[0].contains("1/30"), "{lines:?}");
+        assert!(
+            lines[0].contains("40x sooner") && lines[0].contains("0.50x") && lines[0].contains("1/30"),
+            "{lines:?}"
+        );
         assert_eq!(rows[2].same_answers(&rows[0]), 1);
     }
 

@@ -59,6 +59,11 @@ pub(super) fn run(options: &Options, model: &Path) -> Result<()> {
             ]);
         }
     }
-    println!("\n**{}**, rank {}, {} tokens of this repository's text\n\n{table}", name(model), options.rank, options.tokens);
+    println!(
+        "\n**{}**, rank {}, {} tokens of this repository's text\n\n{table}",
+        name(model),
+        options.rank,
+        options.tokens
+    );
     Ok(())
 }

@@ -24,7 +24,9 @@ pub(super) fn run(options: &Options, model: &Path) -> Result<()> {
     let engine = Engine::load(model, &LoadOptions { threads: Some(options.threads), ..LoadOptions::default() })?;
     let touched: Vec<&[u8]> = file
         .tensors()
-        .filter(|tensor| Target::ALL.iter().any(|target| tensor.name().ends_with(&deltas::tensor_name(0, *target)[5..])))
+        .filter(|tensor| {
+            Target::ALL.iter().any(|target| tensor.name().ends_with(&deltas::tensor_name(0, *target)[5..]))
+        })
         .map(|tensor| tensor.bytes())
         .collect();
     let touched_bytes: usize = touched.iter().map(|bytes| bytes.len()).sum();

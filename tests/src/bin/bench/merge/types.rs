@@ -61,7 +61,11 @@ pub(super) fn run(options: &Options, model: &Path) -> Result<()> {
             table.row(row);
         }
     }
-    println!("\n**{}**, rank {}: mean gain and noise of all tensors, share of probe tokens whose likeliest next token is the side path's\n", name(model), options.rank);
+    println!(
+        "\n**{}**, rank {}: mean gain and noise of all tensors, share of probe tokens whose likeliest next token is the side path's\n",
+        name(model),
+        options.rank
+    );
     println!("{table}");
     Ok(())
 }
