@@ -70,15 +70,10 @@ fn killed_prefix_saves_leave_a_whole_prefix() {
     let path = folder.path().join("prefix");
     let engine = engine();
     let mut session = engine.session().unwrap();
-    let mut found = 0;
     kill("prefix", folder.path(), PREFIX_KILLS, 40, || {
-        if path.exists() {
-            // The digest in the file covers the keys and values.
-            assert!(session.load_prefix(&path).unwrap() > 0);
-            found += 1;
-        }
+        // The digest in the file covers the keys and values.
+        assert!(session.load_prefix(&path).unwrap() > 0);
     });
-    assert!(found > 0, "no child got as far as saving");
     session.complete(PREFIX_TEXTS[0], &one_token(), &mut |_: &Token| ()).unwrap();
     session.save_prefix(&path).unwrap();
     assert_eq!(names(folder.path()), ["prefix"]);
@@ -122,6 +117,8 @@ fn save_prefixes(folder: &Path) {
         session.complete(&PREFIX_TEXTS[text].repeat(times), &one_token(), &mut |_: &Token| ()).unwrap();
         session
     });
+    // The first save also digests the model file, for longer than a save takes.
+    sessions[0].save_prefix(folder.join("prefix")).unwrap();
     say_ready();
     for session in sessions.iter().cycle() {
         session.save_prefix(folder.join("prefix")).unwrap();
