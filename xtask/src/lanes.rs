@@ -4,7 +4,11 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+<<<<<<< HEAD
 use crate::{models, peers, shell};
+=======
+use crate::{models, qemu, shell};
+>>>>>>> f6a3270 (Kernels for 64-bit ARM, one unpacking for all instruction sets, a faster one-row product)
 
 /// One row of the table.
 #[derive(Clone, Copy)]
@@ -35,6 +39,9 @@ pub(crate) const TEST: &[Lane] = &[
     lane("rust", || shell::run(shell::cargo(&["test", "--workspace"]).env("EDGEWELD_MODELS", models::folder()))),
     Lane { name: "peers", skip: peers::missing, run: peers::open_pack },
 ];
+
+/// Runs the kernels of another architecture; minutes of emulation, so not part of `test`.
+pub(crate) const QEMU: &[Lane] = &[Lane { name: "64-bit ARM", skip: qemu::skip_reason, run: qemu::run }];
 
 /// Runs every lane, goes on after a failure, and ends with one summary line.
 pub(crate) fn run(name: &str, lanes: &[Lane]) -> Result<()> {

@@ -8,6 +8,7 @@ mod models;
 mod peers;
 mod programs;
 mod python;
+mod qemu;
 mod shell;
 mod wheel;
 
@@ -33,6 +34,11 @@ enum Command {
     Test,
     /// What CI runs: format, lints, feature combinations, docs, then `test`
     Ci,
+    /// Run the kernel, merge and pack tests on emulated 64-bit ARM CPUs
+    ///
+    /// Installs Debian's cross compiler, its Rust with the standard library's source, and qemu if it runs as root and they
+    /// are missing.
+    Qemu,
     /// Compare with reference figures: logits, NLL, greedy text, token ids
     ///
     /// Reads every JSON file of a folder in the format of its README and exits non-zero if one case misses its bar.
@@ -70,6 +76,7 @@ fn main() -> Result<()> {
         Command::Models => models::obtain(),
         Command::Test => lanes::run("test", lanes::TEST),
         Command::Ci => lanes::run("ci", &[lanes::CHECK, lanes::TEST].concat()),
+        Command::Qemu => lanes::run("qemu", lanes::QEMU),
         Command::Parity(rest) => programs::parity(&rest.args),
         Command::Bench(rest) => programs::bench(&rest.args),
         Command::CheckCuda => cuda::check(),

@@ -82,15 +82,17 @@ pub(super) fn float_at(block_type: BlockType, row: &[u8], index: usize) -> f32 {
 }
 
 /// The 6-bit scales and mins of Q4_K and Q5_K.
+#[inline(always)]
 pub(super) fn six_bit_pairs(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
-    let (mut scales, mut mins) = ([0; 8], [0; 8]);
-    for sub in 0..4 {
-        scales[sub] = packed[sub] & 63;
-        mins[sub] = packed[sub + 4] & 63;
-        scales[sub + 4] = (packed[sub + 8] & 15) | (packed[sub] >> 6) << 4;
-        mins[sub + 4] = (packed[sub + 8] >> 4) | (packed[sub + 4] >> 6) << 4;
-    }
-    (scales, mins)
+    let word = |index: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| packed[index * 4 + byte]));
+    let eight = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+    let (scales, mins, rest) = (word(0), word(1), word(2));
+    // The first four are whole; the others have 4 bits in the rest and 2 above the first four.
+    let high = |word: u32| (word >> 6 & 0x0303_0303) << 4;
+    (
+        eight(scales & 0x3f3f_3f3f, rest & 0x0f0f_0f0f | high(scales)),
+        eight(mins & 0x3f3f_3f3f, rest >> 4 & 0x0f0f_0f0f | high(mins)),
+    )
 }
 
 /// The sixteen 6-bit scales of Q3_K, still offset by 32.

@@ -13,16 +13,21 @@
 //! # Instruction sets
 //!
 //! [`Kernels::detect`] picks the best one once; a [`Kernels`] value proves that the CPU has it. Every kernel has a
-//! scalar twin, which is its meaning.
+//! scalar twin, which is its meaning. Folders per architecture (`x86`, `neon`) hold what differs; `simd` holds what they
+//! share, above all how each block type unpacks.
 
 mod activations;
 mod formats;
 mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod product;
 mod rows;
 mod rows_api;
 mod scalar;
 mod side_path;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod simd;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -52,7 +57,7 @@ unsafe impl Send for OutPointer {}
 /// 16 output features, unpacked: `w[o, i] = d · code + m`.
 #[derive(Clone, Copy)]
 struct Panel {
-    /// `[cols / 4, 16, 4]`, or `[cols / 2, 16, 2]` if the instruction set multiplies pairs of columns.
+    /// `[cols / run, 16, run]`: the run of columns that the instruction set multiplies at once.
     codes: *mut u8,
     /// `[cols / sub_len, 16]`
     d: *mut f32,
@@ -79,8 +84,8 @@ struct Ops {
     float_unpack: fn(BlockType) -> FloatUnpack,
     /// Adds the products of 16 unpacked float rows with up to [`activations::GROUP`] rows of f32.
     float_multiply: FloatMultiply,
-    /// `out += b · ax` for `b: [rank, 16]`, up to 16 outputs.
-    side_row: unsafe fn(b: &[f16], ax: &[f32], out: &mut [f32]),
+    /// `out += b · ax` for `b: [rank, 16]`.
+    side_row: unsafe fn(b: &[f16], ax: &[f32], out: &mut [f32; activations::TILE]),
     /// f16 to f32.
     widen: unsafe fn(values: &[f16], out: &mut [f32]),
     rows: &'static RowOps,

@@ -67,7 +67,7 @@ impl Kernels {
             check(x, product.weight, product.out, side, index);
             assert!(product.bias.is_none_or(|bias| bias.len() == product.weight.rows()), "one bias per output feature");
         }
-        let shared = self.share(pool, x, products.iter().any(|product| !is_float(product.weight.block_type())), side);
+        let shared = self.share(pool, x, products.iter().map(|product| product.weight), side);
         let units = Units::new(shared.rows, products.iter().map(|product| product.weight.rows()).sum(), pool);
         let tiles: usize = products.iter().map(|product| product.weight.rows().div_ceil(TILE)).sum();
         let chunks = units.chunks(tiles, pool);
@@ -111,8 +111,7 @@ impl Kernels {
     ) {
         check(x, gate, out, side, 0);
         check(x, up, out, side, 1);
-        let quantize = !is_float(gate.block_type()) || !is_float(up.block_type());
-        let shared = self.share(pool, x, quantize, side);
+        let shared = self.share(pool, x, [gate, up].into_iter(), side);
         let targets = [0, 1].map(|index| side.and_then(|side| side.targets[index].as_ref()));
         let tiles = gate.rows().div_ceil(TILE);
         let units = Units::new(shared.rows, gate.rows() * 2, pool);
@@ -131,8 +130,15 @@ impl Kernels {
         });
     }
 
-    fn share<'a>(&self, pool: &ThreadPool, x: &'a mut Input, quantize: bool, side: Option<&SidePath>) -> Shared<'a> {
-        let quantized = quantize.then(|| x.quantized(self, pool));
+    fn share<'a, 'w>(
+        &self,
+        pool: &ThreadPool,
+        x: &'a mut Input,
+        weights: impl Iterator<Item = &'w QMatrix>,
+        side: Option<&'w SidePath>,
+    ) -> Shared<'a> {
+        let mut weights = weights.chain(side.map(|side| &side.a));
+        let quantized = weights.any(|weight| !is_float(weight.block_type())).then(|| x.quantized(self, pool));
         let mut shared = Shared {
             kernels: *self,
             values: x.values,
@@ -324,9 +330,18 @@ impl Shared<'_> {
         }
         if let Some(side) = side {
             let ax = &self.side[side.start..][..side.rank];
-            for (index, out) in out.chunks_mut(TILE).enumerate() {
+            let first = features.start / TILE;
+            let (tiles, rest) = out.as_chunks_mut::<TILE>();
+            for (index, out) in tiles.iter_mut().enumerate() {
                 // SAFETY: `kernels` proves the instruction set.
-                unsafe { (ops.side_row)(side.tile(features.start / TILE + index), ax, out) };
+                unsafe { (ops.side_row)(side.tile(first + index), ax, out) };
+            }
+            if !rest.is_empty() {
+                let mut tile = [0.0; TILE];
+                tile[..rest.len()].copy_from_slice(rest);
+                // SAFETY: as above.
+                unsafe { (ops.side_row)(side.tile(first + tiles.len()), ax, &mut tile) };
+                rest.copy_from_slice(&tile[..rest.len()]);
             }
         }
     }

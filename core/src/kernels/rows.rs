@@ -157,8 +157,8 @@ pub(super) fn widen_scalar(values: &[f16], out: &mut [f32]) {
     values.iter().zip(out).for_each(|(value, out)| *out = value.to_f32());
 }
 
-/// The scalar twin of `side_row`: `out += b · ax` for `b: [rank, 16]`, up to 16 outputs.
-pub(super) fn side_row_scalar(b: &[f16], ax: &[f32], out: &mut [f32]) {
+/// The scalar twin of `side_row`: `out += b · ax` for `b: [rank, 16]`.
+pub(super) fn side_row_scalar(b: &[f16], ax: &[f32], out: &mut [f32; TILE]) {
     for (b, ax) in b.as_chunks::<TILE>().0.iter().zip(ax) {
         out.iter_mut().zip(b).for_each(|(out, b)| *out += b.to_f32() * ax);
     }

@@ -5,11 +5,12 @@
 
 use std::arch::x86_64::*;
 
-use super::formats::{self, Format};
-use super::gemv::{self, Dot};
 use super::unpack::unpack_rows;
-use super::{by_format, floats};
+use super::{bytes, floats};
 use crate::kernels::activations::{BLOCK, CODE_MAX, CODES_BYTES, Group, TILE};
+use crate::kernels::simd::by_format;
+use crate::kernels::simd::formats::{self, Format};
+use crate::kernels::simd::gemv::{self, Dot};
 use crate::kernels::{Block, Gemv, Multiply, Ops, Panel, Unpack};
 use crate::quant::BlockType;
 
@@ -90,6 +91,23 @@ unsafe fn sum(lanes: __m256i) -> i32 {
 struct Avx2;
 
 impl Dot for Avx2 {
+    type Codes = __m256i;
+    type Floats = __m256;
+    type Sums = __m256;
+    const SIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn total(sums: __m256) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { bytes::sum(sums) }
+    }
+
     #[inline(always)]
     unsafe fn add<const SUB: usize>(codes: __m256i, x: *const u8, factors: [f32; 2], sums: __m256) -> __m256 {
         // SAFETY: the caller's promise.

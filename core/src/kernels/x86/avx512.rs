@@ -7,12 +7,13 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::formats::{self, Format};
-use super::gemv::{self, Dot};
 use super::unpack::unpack_rows;
-use super::{by_format, floats};
+use super::{bytes, floats};
 use crate::kernels::activations::{BLOCK, CODE_MAX, CODES_BYTES, GROUP, Group, TILE};
 use crate::kernels::formats::sub_len;
+use crate::kernels::simd::by_format;
+use crate::kernels::simd::formats::{self, Format};
+use crate::kernels::simd::gemv::{self, Dot};
 use crate::kernels::{Block, Gemv, Multiply, Ops, Panel, Unpack};
 use crate::quant::BlockType;
 
@@ -86,6 +87,23 @@ unsafe fn quantize(values: &[f32], group: Group, row: usize) {
 struct Vnni;
 
 impl Dot for Vnni {
+    type Codes = __m256i;
+    type Floats = __m256;
+    type Sums = __m256;
+    const SIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn total(sums: __m256) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { bytes::sum(sums) }
+    }
+
     #[inline(always)]
     unsafe fn add<const SUB: usize>(codes: __m256i, x: *const u8, factors: [f32; 2], sums: __m256) -> __m256 {
         // SAFETY: the caller's promise.
@@ -198,16 +216,13 @@ unsafe fn load_half(at: *const f16) -> __m512 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f")]
-unsafe fn side_row(b: &[f16], ax: &[f32], out: &mut [f32]) {
-    let mut values = [0f32; TILE];
-    values[..out.len()].copy_from_slice(out);
+unsafe fn side_row(b: &[f16], ax: &[f32], out: &mut [f32; TILE]) {
     // SAFETY: chunks of 16.
     unsafe {
-        let mut sums = _mm512_loadu_ps(values.as_ptr());
-        for (b, ax) in b.chunks_exact(TILE).zip(ax) {
+        let mut sums = _mm512_loadu_ps(out.as_ptr());
+        for (b, ax) in b.as_chunks::<TILE>().0.iter().zip(ax) {
             sums = _mm512_fmadd_ps(load_half(b.as_ptr()), _mm512_set1_ps(*ax), sums);
         }
-        _mm512_storeu_ps(values.as_mut_ptr(), sums);
+        _mm512_storeu_ps(out.as_mut_ptr(), sums);
     }
-    out.copy_from_slice(&values[..out.len()]);
 }

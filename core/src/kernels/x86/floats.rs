@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::gemv::sum;
+use super::bytes::sum;
 use super::unpack::transpose;
 use crate::kernels::activations::TILE;
 use crate::kernels::{FloatGemv, FloatUnpack};
@@ -179,21 +179,18 @@ pub(super) unsafe fn load_half(at: *const f16) -> __m256 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn side_row(b: &[f16], ax: &[f32], out: &mut [f32]) {
-    let mut values = [0f32; TILE];
-    values[..out.len()].copy_from_slice(out);
+pub(super) unsafe fn side_row(b: &[f16], ax: &[f32], out: &mut [f32; TILE]) {
     // SAFETY: chunks of 16.
     unsafe {
-        let mut sums = [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))];
+        let mut sums = [_mm256_loadu_ps(out.as_ptr()), _mm256_loadu_ps(out.as_ptr().add(8))];
         for (b, ax) in b.as_chunks::<TILE>().0.iter().zip(ax) {
             let ax = _mm256_set1_ps(*ax);
             sums[0] = _mm256_fmadd_ps(load_half(b.as_ptr()), ax, sums[0]);
             sums[1] = _mm256_fmadd_ps(load_half(b.as_ptr().add(8)), ax, sums[1]);
         }
-        _mm256_storeu_ps(values.as_mut_ptr(), sums[0]);
-        _mm256_storeu_ps(values.as_mut_ptr().add(8), sums[1]);
+        _mm256_storeu_ps(out.as_mut_ptr(), sums[0]);
+        _mm256_storeu_ps(out.as_mut_ptr().add(8), sums[1]);
     }
-    out.copy_from_slice(&values[..out.len()]);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::formats::Format;
 use crate::kernels::Panel;
 use crate::kernels::activations::{BLOCK, TILE};
+use crate::kernels::simd::formats::Format;
 
 /// With `PAIRS`, codes are interleaved by 2 columns instead of 4.
 ///
@@ -28,7 +28,7 @@ pub(super) unsafe fn unpack_rows<F: Format, const PAIRS: bool>(
         // SAFETY: the caller's promise.
         unsafe {
             for (row, bytes) in row_bytes.iter().enumerate() {
-                F::scales(bytes.add(outer * F::SIZE_BYTES), &mut d, &mut m);
+                F::scales::<__m256i>(bytes.add(outer * F::SIZE_BYTES), &mut d, &mut m);
                 for sub in 0..F::BLOCKS * subs {
                     let place = (outer * F::BLOCKS * subs + sub) * TILE + row;
                     *panel.d.add(place) = d[sub];

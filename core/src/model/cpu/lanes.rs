@@ -90,7 +90,7 @@ pub(super) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
             unsafe { x86::run_avx2(kernel) }
         }
         #[cfg(target_arch = "aarch64")]
-        _ if std::arch::is_aarch64_feature_detected!("neon") => {
+        Isa::NeonI8mm | Isa::NeonDotprod | Isa::Neon if std::arch::is_aarch64_feature_detected!("neon") => {
             // SAFETY: the CPU has NEON.
             unsafe { neon::run(kernel) }
         }

@@ -6,6 +6,8 @@ mod cache;
 mod cores;
 mod lanes;
 mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
