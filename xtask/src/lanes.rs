@@ -4,11 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-<<<<<<< HEAD
-use crate::{models, peers, shell};
-=======
-use crate::{models, qemu, shell};
->>>>>>> f6a3270 (Kernels for 64-bit ARM, one unpacking for all instruction sets, a faster one-row product)
+use crate::{models, peers, qemu, shell};
 
 /// One row of the table.
 #[derive(Clone, Copy)]

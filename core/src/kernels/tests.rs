@@ -142,3 +142,12 @@ fn row_operators_agree_with_f64() {
         }
     });
 }
+
+#[test]
+fn instruction_sets_are_read_as_they_are_written() {
+    for isa in Isa::ALL {
+        assert_eq!(isa.to_string().parse(), Ok(*isa));
+    }
+    let unknown = "sse".parse::<Isa>().unwrap_err();
+    assert!(unknown.contains("\"sse\"") && unknown.contains("avx2"), "{unknown}");
+}
