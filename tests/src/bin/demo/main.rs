@@ -25,7 +25,7 @@ use cloud::Cloud;
 use report::Row;
 
 /// The checkpoint that makes packs, unless another folder is given.
-const GENERATOR: &str = "cloud-generator/generators/short-run";
+const GENERATOR: &str = "cloud-generator/generators/smollm2-135m";
 /// The model that the server's generator is for.
 const GENERATOR_EDGE: &str = "smollm2-135m-instruct";
 /// Longest answer shown, in tokens.
