@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+use crate::sdk::{self, Scope};
 use crate::{models, peers, qemu, shell};
 
 /// One row of the table.
@@ -38,6 +39,13 @@ pub(crate) const TEST: &[Lane] = &[
 
 /// Runs the kernels of another architecture; minutes of emulation, so not part of `test`.
 pub(crate) const QEMU: &[Lane] = &[Lane { name: "64-bit ARM", skip: qemu::skip_reason, run: qemu::run }];
+/// The SDK in other languages, on what `test` has built.
+pub(crate) const SDK: &[Lane] = &[
+    lane("bindings are current", || sdk::bindings::check(Scope::Workspace)),
+    lane("python", || sdk::python::test(Scope::Workspace)),
+    Lane { name: "kotlin", skip: sdk::kotlin::missing, run: || sdk::kotlin::test(Scope::Workspace) },
+    Lane { name: "swift", skip: sdk::swift::missing, run: || sdk::swift::test(Scope::Workspace) },
+];
 
 /// Runs every lane, goes on after a failure, and ends with one summary line.
 pub(crate) fn run(name: &str, lanes: &[Lane]) -> Result<()> {

@@ -9,11 +9,13 @@ mod peers;
 mod programs;
 mod python;
 mod qemu;
+mod sdk;
 mod shell;
 mod wheel;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sdk::Scope;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Fetch models, test, compare and measure.")]
@@ -57,11 +59,48 @@ enum Command {
     /// Fetches the models, builds in release, makes keys, serves, posts prompts, downloads, verifies, merges, asks the same
     /// questions with and without the prompt, and ends in tables.
     Demo(Rest),
+    /// Write the Kotlin, Swift and Python bindings of the library's surface
+    Bindings,
+    /// The SDK's lanes; one alone builds only what it needs
+    Sdk {
+        /// Which
+        lane: SdkLane,
+    },
+    /// Build the Android libraries and AAR (needs the NDK)
+    Android {
+        /// Assemble and check an AAR with this machine's library instead
+        #[arg(long)]
+        host_check: bool,
+    },
+    /// Build the XCFramework; on Linux one slice of it, for checking
+    Ios,
+    /// Type-check the SDK for Android, iOS and macOS with Metal
+    ///
+    /// Needs Debian's rustc-web, cargo-web and rust-web-src, which it installs if it runs as root.
+    CheckTargets,
     /// Regenerate the committed test fixtures with their Python scripts
     ///
     /// By hand only: needs the packages in tests/fixtures/requirements.txt (PyTorch, 5 GB) in the Python that
     /// `EDGEWELD_PYTHON` names. Tests never need this.
     Fixtures,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SdkLane {
+    /// Every lane that this machine can run, on what `test` has built
+    All,
+    /// Whether the committed bindings are up to date
+    Drift,
+    /// The scenario in Python
+    Python,
+    /// The scenario in Kotlin, on the JVM
+    Kotlin,
+    /// The scenario in Swift
+    Swift,
+    /// Measure from Kotlin: listener cost, first call, cancel latency
+    Figures,
+    /// The same, and leaks: 10,000 streams and 200 cycles, which takes minutes
+    Leaks,
 }
 
 #[derive(Args)]
@@ -81,6 +120,20 @@ fn main() -> Result<()> {
         Command::Bench(rest) => programs::bench(&rest.args),
         Command::CheckCuda => cuda::check(),
         Command::Demo(rest) => programs::demo(&rest.args),
+        Command::Bindings => sdk::bindings::write(Scope::Sdk),
+        Command::Sdk { lane } => match lane {
+            SdkLane::All => lanes::run("sdk", lanes::SDK),
+            SdkLane::Drift => sdk::bindings::check(Scope::Sdk),
+            SdkLane::Python => sdk::python::test(Scope::Sdk),
+            SdkLane::Kotlin => sdk::kotlin::test(Scope::Sdk),
+            SdkLane::Swift => sdk::swift::test(Scope::Sdk),
+            SdkLane::Figures => sdk::kotlin::figures(false),
+            SdkLane::Leaks => sdk::kotlin::figures(true),
+        },
+        Command::Android { host_check: true } => sdk::android::host_check(),
+        Command::Android { host_check: false } => sdk::android::package(),
+        Command::Ios => sdk::ios::package(),
+        Command::CheckTargets => sdk::targets::check(),
         Command::Fixtures => python::fixtures(),
     }
 }

@@ -78,7 +78,8 @@ pub(crate) fn fixtures() -> Result<()> {
     Ok(())
 }
 
-fn interpreter() -> Result<OsString> {
+/// A Python 3.9 or newer.
+pub(crate) fn interpreter() -> Result<OsString> {
     let named = std::env::var_os("EDGEWELD_PYTHON");
     let candidates = named.into_iter().chain(["python3".into(), "python".into()]);
     for python in candidates {

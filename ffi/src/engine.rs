@@ -1,0 +1,128 @@
+use std::sync::Arc;
+
+use edgeweld::generate;
+
+use crate::live::Live;
+use crate::task::Running;
+use crate::{SdkError, Session, TaskHandle};
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum Device {
+    /// This library's own kernels on the CPU: small and fast on every phone.
+    Cpu,
+    /// The system's Apple GPU, in a library built with it.
+    Metal,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Debug, Default, PartialEq, uniffi::Record)]
+pub struct LoadOptions {
+    /// What computes; the CPU by default.
+    #[uniffi(default = None)]
+    pub device: Option<Device>,
+    /// Threads that compute; one per performance core by default.
+    #[uniffi(default = None)]
+    pub threads: Option<u32>,
+    /// Context of a session in tokens; by default the model's own, up to 4,096.
+    #[uniffi(default = None)]
+    pub context_length: Option<u32>,
+    /// Path of a Hugging Face `tokenizer.json` to use instead of the model file's own tokenizer.
+    #[uniffi(default = None)]
+    pub tokenizer_json: Option<String>,
+}
+
+/// Is told how loading goes, on the thread that called.
+#[uniffi::export(foreign)]
+pub trait LoadListener: Send + Sync {
+    /// This many layers are loaded. An exception ends the call and arrives at the caller.
+    fn on_load(&self, done_layers: u64, total_layers: u64) -> Result<(), SdkError>;
+}
+
+/// What a loaded model is. The digests are what a server needs to choose the right pack.
+#[derive(Clone, Debug, PartialEq, uniffi::Record)]
+pub struct ModelInfo {
+    /// Architecture, such as `llama`.
+    pub architecture: String,
+    /// Main block type of the weights, such as `Q4_1`.
+    pub quantization: String,
+    /// Digest of the model file, `sha256:…`.
+    pub base_digest: String,
+    /// Digest of the tokenizer.
+    pub tokenizer_digest: String,
+    /// Decoder layers.
+    pub layer_count: u32,
+    /// Tokens that the model knows.
+    pub vocab_size: u32,
+    /// Context of a session, in tokens.
+    pub context_length: u32,
+}
+
+/// A loaded model, for any number of sessions. It may be used from any thread. Its memory is freed when it and all its
+/// sessions are closed.
+#[derive(uniffi::Object)]
+pub struct Engine {
+    pub(crate) inner: generate::Engine,
+    _live: Live,
+}
+
+#[uniffi::export]
+impl Engine {
+    /// Loads the GGUF file at a path. Blocks for up to a second; weights are memory-mapped, so the file must stay.
+    #[uniffi::constructor(default(listener = None, task = None, options))]
+    pub fn load_blocking(
+        path: String,
+        options: LoadOptions,
+        listener: Option<Arc<dyn LoadListener>>,
+        task: Option<Arc<TaskHandle>>,
+    ) -> Result<Arc<Self>, SdkError> {
+        let running = Running::new(task);
+        let options = generate::LoadOptions {
+            device: match options.device {
+                None | Some(Device::Cpu) => generate::Device::Cpu,
+                Some(Device::Metal) => generate::Device::Metal,
+            },
+            threads: options.threads.map(|threads| threads as usize),
+            context_length: options.context_length.map(|length| length as usize),
+            tokenizer_json: options.tokenizer_json.map(Into::into),
+            cancel: running.cancel().clone(),
+        };
+        let mut failure = None;
+        let result = generate::Engine::load_with_progress(path, &options, &mut |done, total| {
+            if let (Some(listener), None) = (&listener, &failure)
+                && let Err(error) = listener.on_load(done as u64, total as u64)
+            {
+                failure = Some(error);
+                running.cancel().cancel();
+            }
+        });
+        match failure {
+            Some(failure) => Err(failure),
+            None => Ok(Arc::new(Self { inner: result?, _live: Live::new() })),
+        }
+    }
+
+    /// A new conversation.
+    pub fn session(&self) -> Result<Arc<Session>, SdkError> {
+        Ok(Session::new(self.inner.session()?))
+    }
+
+    /// What the model is. The first call reads the whole file once, to digest it.
+    pub fn info(&self) -> Result<ModelInfo, SdkError> {
+        let (identity, config) = (self.inner.identity(), self.inner.config());
+        Ok(ModelInfo {
+            architecture: identity.architecture.clone(),
+            quantization: identity.quantization.clone(),
+            base_digest: identity.base.to_string(),
+            tokenizer_digest: identity.tokenizer.to_string(),
+            layer_count: config.layer_count() as u32,
+            vocab_size: config.vocab_size as u32,
+            context_length: self.inner.context_length() as u32,
+        })
+    }
+
+    /// Tokens that a text has in this model.
+    pub fn count_tokens(&self, text: String) -> Result<u64, SdkError> {
+        Ok(self.inner.tokenizer().encode(&text, Default::default())?.len() as u64)
+    }
+}
