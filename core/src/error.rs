@@ -53,6 +53,41 @@ pub enum Error {
         reason: String,
     },
 
+    /// ONNX Runtime's shared library cannot be loaded.
+    #[error("cannot load ONNX Runtime from {path}: {reason}")]
+    LibraryMissing {
+        /// The file or name that was tried.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// ONNX Runtime's shared library is older than what this build needs.
+    #[error("ONNX Runtime at {path} is {actual}, {required} or newer is needed")]
+    LibraryTooOld {
+        /// The file that was tried.
+        path: PathBuf,
+        /// Its version.
+        actual: String,
+        /// The oldest version that works.
+        required: String,
+    },
+    /// An execution provider of ONNX Runtime failed while it computed.
+    #[error("execution provider {provider} failed: {reason}")]
+    ProviderFailed {
+        /// The provider that was preferred.
+        provider: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// An ONNX graph, or a file beside it, cannot be used.
+    #[error("{path}: {reason}")]
+    InvalidGraph {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: crate::model::GraphDefect,
+    },
+
     // --- model file ---
     /// No file of the folder fits a model's name, and it is no path of a file either.
     #[error("no model file fits {model:?} in {folder}, and it is not the path of a file")]

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::sdk::{self, Scope};
-use crate::{models, peers, qemu, shell};
+use crate::{models, onnxruntime, peers, qemu, shell};
 
 /// One row of the table.
 #[derive(Clone, Copy)]
@@ -27,6 +27,7 @@ pub(crate) const CHECK: &[Lane] = &[
     lane("core without features", || clippy_core(&["--no-default-features"])),
     lane("core, only download", || clippy_core(&["--no-default-features", "--features", "download"])),
     lane("core, only constrain", || clippy_core(&["--no-default-features", "--features", "constrain"])),
+    lane("core, only onnx", || clippy_core(&["--no-default-features", "--features", "onnx"])),
     lane("docs", || shell::run(shell::cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))),
 ];
 
@@ -34,6 +35,12 @@ pub(crate) const CHECK: &[Lane] = &[
 pub(crate) const TEST: &[Lane] = &[
     lane("models", models::obtain),
     lane("rust", || shell::run(shell::cargo(&["test", "--workspace"]).env("EDGEWELD_MODELS", models::folder()))),
+    lane("onnx", || {
+        let args = ["test", "--package", "edgeweld", "--no-default-features", "--features", "onnx"];
+        let mut test = shell::cargo(&[&args[..], &["--test", "onnx", "--test", "onnx_library"]].concat());
+        test.env("EDGEWELD_MODELS", models::folder()).env("EDGEWELD_ONNXRUNTIME", onnxruntime::library()?);
+        shell::run(&mut test)
+    }),
     Lane { name: "peers", skip: peers::missing, run: peers::open_pack },
 ];
 

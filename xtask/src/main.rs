@@ -5,6 +5,7 @@ mod cuda;
 mod lanes;
 mod llama_cpp;
 mod models;
+mod onnxruntime;
 mod peers;
 mod programs;
 mod python;

@@ -9,6 +9,8 @@ use crate::chat::ChatTemplate;
 use crate::gguf::GgufFile;
 use crate::merge::SavedPack;
 use crate::model::{Config, Runner};
+#[cfg(feature = "onnx")]
+use crate::model::{Decoder, Onnx, ProviderOutcome};
 use crate::pack::ModelIdentity;
 #[cfg(feature = "constrain")]
 use crate::sample::{Constraint, ConstraintCompiler, ConstraintState};
@@ -26,12 +28,17 @@ pub struct LoadOptions {
     pub context_length: Option<usize>,
     /// A Hugging Face `tokenizer.json` to use instead of the file's own tokenizer.
     pub tokenizer_json: Option<PathBuf>,
+    /// How [`Device::Onnx`] is used.
+    #[cfg(feature = "onnx")]
+    pub onnx: crate::model::OnnxOptions,
     /// Stops loading from another thread.
     pub cancel: CancelToken,
 }
 
 /// Longest context that is taken without being asked for, in tokens: its KV cache is memory of the app.
 const DEFAULT_CONTEXT_MAX: usize = 4_096;
+/// The model file in a folder.
+const MODEL_FILE: &str = "model.gguf";
 
 /// A loaded model, ready for any number of sessions. Clones share it; it may be used from any thread.
 #[derive(Clone)]
@@ -40,6 +47,8 @@ pub struct Engine(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) file: GgufFile,
     pub(super) model: Box<dyn Model>,
+    #[cfg(feature = "onnx")]
+    onnx: Option<Arc<Decoder<Onnx>>>,
     /// The pack in the model; sessions look here at each turn.
     pub(super) pack: RwLock<Option<Arc<MergedPack>>>,
     pub(super) tokenizer: Tokenizer,
@@ -52,9 +61,10 @@ pub(super) struct Inner {
 }
 
 impl Engine {
-    /// Loads the GGUF file at `path`.
+    /// Loads the GGUF file at `path`, or the folder that `export_onnx` wrote.
     ///
     /// # Errors
+    /// Of [`Device::Onnx`], [`Error::LibraryMissing`], [`Error::LibraryTooOld`] and [`Error::InvalidGraph`];
     /// [`Error::Io`]; the errors of [`GgufFile::open`], [`Decoder::load`](crate::model::Decoder::load) and the tokenizer;
     /// [`Error::InvalidOption`]; [`Error::Cancelled`].
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
@@ -70,8 +80,11 @@ impl Engine {
         options: &LoadOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        let file = GgufFile::open(path)?;
-        let model = options.device.load(&file, options.threads, &options.cancel, progress)?;
+        let path = path.as_ref();
+        // An exported folder holds the model file it was made from.
+        let file = GgufFile::open(if path.is_dir() { path.join(MODEL_FILE) } else { path.to_owned() })?;
+        let loaded = options.device.load(path, &file, options, progress)?;
+        let model = loaded.model;
         let tokenizer = match &options.tokenizer_json {
             Some(path) => Tokenizer::from_json(path)?,
             None => Tokenizer::from_gguf(file.metadata())?,
@@ -92,6 +105,8 @@ impl Engine {
         Ok(Self(Arc::new(Inner {
             file,
             model,
+            #[cfg(feature = "onnx")]
+            onnx: loaded.onnx,
             pack: RwLock::new(pack),
             tokenizer,
             template,
@@ -142,6 +157,13 @@ impl Engine {
     /// What the model is: layers, sizes, attention.
     pub fn config(&self) -> &Config {
         self.0.model.config()
+    }
+
+    /// What became of each preferred execution provider of ONNX Runtime, in the order of preference; empty on other
+    /// devices.
+    #[cfg(feature = "onnx")]
+    pub fn providers(&self) -> Vec<ProviderOutcome> {
+        self.0.onnx.as_ref().map(|decoder| decoder.backend.providers(decoder)).unwrap_or_default()
     }
 
     /// The model's tokenizer.

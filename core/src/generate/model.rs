@@ -52,7 +52,7 @@ impl<B: Backend> Model for Arc<Decoder<B>> {
     }
 
     fn runner(&self, capacity: usize) -> Result<Box<dyn Runner>> {
-        Ok(Box::new(DecoderRunner::new(self.clone(), capacity, None)?))
+        B::runner(self, capacity, None)
     }
 
     fn put_into(&self, runner: &mut dyn Runner) -> bool {
@@ -79,7 +79,7 @@ impl<B: Backend> Specialized for Specialization<B> {
     }
 
     fn runner(&self, capacity: usize) -> Result<Box<dyn Runner>> {
-        Ok(Box::new(DecoderRunner::new(self.decoder.clone(), capacity, self.side_path.clone())?))
+        B::runner(&self.decoder, capacity, self.side_path.clone())
     }
 
     fn put_into(&self, runner: &mut dyn Runner) -> bool {

@@ -1,5 +1,7 @@
+use std::sync::Arc;
+
 use super::{MergeOptions, ProbeReport, Refusal, TensorReport};
-use crate::model::{Backend, Decoder};
+use crate::model::{Answer, Backend, Decoder};
 use crate::{CancelToken, Error, Result};
 
 /// Texts that a proof runs through both models when an app has none of its own: plain prose, dialogue, a list, code
@@ -23,54 +25,56 @@ pub const PROBE_TEXTS: [&str; 5] = [
 const ROWS_AT_ONCE: usize = 16;
 
 /// The side path's answers to the probe texts: what every merge is compared with.
-pub(super) struct Reference<'a, B: Backend> {
-    base: &'a Decoder<B>,
-    texts: Vec<Text<B>>,
+pub(super) struct Reference {
+    texts: Vec<Text>,
     base_agreement: f64,
 }
 
-struct Text<B: Backend> {
+struct Text {
     ids: Vec<u32>,
-    /// The side path's last hidden states.
-    hidden: B::Tensor,
+    side_path: Box<dyn Answer>,
 }
 
-impl<'a, B: Backend> Reference<'a, B> {
-    pub(super) fn new(
-        base: &'a Decoder<B>,
-        side_path: &[B::Lora],
+impl Reference {
+    pub(super) fn new<B: Backend>(
+        base: &Arc<Decoder<B>>,
+        side_path: &Arc<[B::Lora]>,
         probes: &[Vec<u32>],
         cancel: &CancelToken,
     ) -> Result<Self> {
         let texts = probes
             .iter()
             .filter(|ids| ids.len() >= 2)
-            .map(|ids| Ok(Text { ids: ids.clone(), hidden: hidden(base, Some(side_path), ids, cancel)? }));
+            .map(|ids| Ok(Text { ids: ids.clone(), side_path: B::answer(base, Some(side_path), ids, cancel)? }));
         let texts = texts.collect::<Result<Vec<_>>>()?;
         if texts.is_empty() {
             let reason = "a proof needs at least one text of two tokens".to_owned();
             return Err(Error::InvalidOption { option: "probes", reason });
         }
-        let mut reference = Self { base, texts, base_agreement: 0.0 };
+        let mut reference = Self { texts, base_agreement: 0.0 };
         reference.base_agreement = reference.compare(base, cancel)?.agreement;
         Ok(reference)
     }
 
     /// Runs the probe texts through `merged` and compares every token's prediction.
-    pub(super) fn compare(&self, merged: &Decoder<B>, cancel: &CancelToken) -> Result<ProbeReport> {
+    pub(super) fn compare<B: Backend>(
+        &mut self,
+        merged: &Arc<Decoder<B>>,
+        cancel: &CancelToken,
+    ) -> Result<ProbeReport> {
         let mut sums = Comparison::default();
-        for text in &self.texts {
-            let answer = hidden(merged, None, &text.ids, cancel)?;
-            for first in (0..text.ids.len()).step_by(ROWS_AT_ONCE) {
+        for Text { ids, side_path } in &mut self.texts {
+            let mut answer = B::answer(merged, None, ids, cancel)?;
+            for first in (0..ids.len()).step_by(ROWS_AT_ONCE) {
                 cancel.check()?;
-                let rows = first..text.ids.len().min(first + ROWS_AT_ONCE);
+                let rows = first..ids.len().min(first + ROWS_AT_ONCE);
                 let (mut expected, mut actual) = (Vec::new(), Vec::new());
-                logits(self.base, &text.hidden, rows.clone(), &mut expected)?;
-                logits(merged, &answer, rows.clone(), &mut actual)?;
+                side_path.logits(rows.clone(), &mut expected)?;
+                answer.logits(rows.clone(), &mut actual)?;
                 let vocab = expected.len() / rows.len();
                 for (row, (expected, actual)) in rows.zip(expected.chunks_exact(vocab).zip(actual.chunks_exact(vocab)))
                 {
-                    sums.add(expected, actual, text.ids.get(row + 1).copied());
+                    sums.add(expected, actual, ids.get(row + 1).copied());
                 }
             }
         }
@@ -143,26 +147,6 @@ pub(super) fn check_probe(probe: &ProbeReport, options: &MergeOptions) -> Option
         return Some(Refusal::Perplexity { ratio: probe.perplexity_ratio, limit });
     }
     None
-}
-
-fn hidden<B: Backend>(
-    decoder: &Decoder<B>,
-    side_path: Option<&[B::Lora]>,
-    ids: &[u32],
-    cancel: &CancelToken,
-) -> Result<B::Tensor> {
-    let mut sequence = decoder.backend.sequence(&decoder.config.attention, ids.len())?;
-    decoder.hidden(decoder.embed(ids)?, &mut sequence, side_path, cancel)
-}
-
-fn logits<B: Backend>(
-    decoder: &Decoder<B>,
-    hidden: &B::Tensor,
-    rows: std::ops::Range<usize>,
-    out: &mut Vec<f32>,
-) -> Result<()> {
-    let rows = decoder.backend.rows(hidden, rows)?;
-    decoder.backend.read(&decoder.logits(&rows)?, out)
 }
 
 fn most_likely(logits: &[f32]) -> usize {

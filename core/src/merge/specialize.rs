@@ -113,12 +113,12 @@ struct Trial<'a, B: Backend> {
     base: &'a Arc<Decoder<B>>,
     file: &'a GgufFile,
     lora: &'a LoraSet,
-    side_path: &'a [B::Lora],
+    side_path: &'a Arc<[B::Lora]>,
     probes: &'a [Vec<u32>],
     options: &'a MergeOptions,
     cancel: &'a CancelToken,
     progress: MergeProgress<'a>,
-    reference: Option<Reference<'a, B>>,
+    reference: Option<Reference>,
 }
 
 impl<B: Backend> Trial<'_, B> {

@@ -1,16 +1,20 @@
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::answer::{Answer, HiddenAnswer};
 use super::config::{Activation, AttentionParams};
-use crate::Result;
+use super::decoder::Decoder;
+use super::runner::{DecoderRunner, Runner};
 use crate::lora::LayerLora;
 use crate::quant::QMatrix;
+use crate::{CancelToken, Result};
 
 /// The operators a [`Decoder`](super::Decoder) is written in.
 ///
 /// Implementations: `Cpu` (our kernels), `Candle` (GPUs, and the dequantised reference), and the cloud
 /// generator's differentiable one. Operators are coarse on purpose: what shares an input is one call, so that a
 /// backend can quantise activations once and fuse.
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: Sized + Send + Sync + 'static {
     /// Activations, logically row-major `[rows, cols]`, one row per token.
     type Tensor;
     /// A projection's weight `[out, in]`, or the embedding table `[vocab, hidden]`. Clones share it.
@@ -87,6 +91,31 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Copies `x` to `out`, replacing its contents, row-major.
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<()>;
+
+    /// A sequence of `decoder` for up to `capacity` tokens. A backend that runs the decoder as a whole has its own.
+    ///
+    /// # Errors
+    /// As [`DecoderRunner::new`].
+    fn runner(
+        decoder: &Arc<Decoder<Self>>,
+        capacity: usize,
+        lora: Option<Arc<[Self::Lora]>>,
+    ) -> Result<Box<dyn Runner>> {
+        Ok(Box::new(DecoderRunner::new(decoder.clone(), capacity, lora)?))
+    }
+
+    /// What `decoder` answers to every token of `ids`, read a few rows at a time.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`](crate::Error::Cancelled); those of the backend.
+    fn answer(
+        decoder: &Arc<Decoder<Self>>,
+        lora: Option<&Arc<[Self::Lora]>>,
+        ids: &[u32],
+        cancel: &CancelToken,
+    ) -> Result<Box<dyn Answer>> {
+        Ok(Box::new(HiddenAnswer::new(decoder, lora, ids, cancel)?))
+    }
 }
 
 /// One sequence's place in the KV cache.

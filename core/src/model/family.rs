@@ -46,6 +46,15 @@ impl Family {
             .ok_or_else(|| Error::UnsupportedArchitecture { architecture: architecture.chars().take(100).collect() })
     }
 
+    /// `model.type` of onnxruntime-genai's configuration.
+    #[cfg(feature = "onnx")]
+    pub(super) const fn genai_type(self) -> &'static str {
+        match self {
+            Self::Gemma3 => "gemma3_text",
+            other => other.architecture(),
+        }
+    }
+
     /// Whether this is Gemma 1, 2 or 3.
     pub const fn is_gemma(self) -> bool {
         matches!(self, Self::Gemma | Self::Gemma2 | Self::Gemma3)

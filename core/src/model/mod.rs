@@ -1,5 +1,6 @@
 //! The edge model: configuration, the decoder, and the backends that compute it.
 
+mod answer;
 mod backend;
 #[cfg(feature = "candle")]
 mod candle;
@@ -8,11 +9,15 @@ mod cpu;
 mod decoder;
 mod family;
 mod find;
+mod graph_defect;
 mod load;
+#[cfg(feature = "onnx")]
+mod onnx;
 mod read_config;
 mod runner;
 mod share;
 
+pub use answer::Answer;
 pub use backend::{Backend, Sequence};
 #[cfg(feature = "candle")]
 pub use candle::{Candle, CandleLora, CandleMatrix, CandleSequence, Device};
@@ -21,5 +26,10 @@ pub use cpu::{Cpu, CpuLora, CpuOptions, CpuSequence};
 pub use decoder::{Decoder, Layer, Linear};
 pub use family::Family;
 pub use find::{find_file, name_fits};
+pub use graph_defect::GraphDefect;
 pub use load::LoadProgress;
+#[cfg(feature = "onnx")]
+pub use onnx::{
+    ExportOptions, Exported, Onnx, OnnxLora, OnnxOptions, Positions, Provider, ProviderOutcome, Value, export_onnx,
+};
 pub use runner::{DecoderRunner, LogitRows, Runner};

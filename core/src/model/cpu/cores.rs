@@ -1,7 +1,7 @@
 //! How many threads help: efficiency cores and second threads of a core slow a memory-bound matmul down.
 
 /// Physical performance cores that this process may use, at least one.
-pub(super) fn performance_cores() -> usize {
+pub(in crate::model) fn performance_cores() -> usize {
     let available = std::thread::available_parallelism().map_or(1, usize::from);
     platform_cores().map_or(available, |cores| cores.clamp(1, available))
 }

@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use attention::Attention;
 use buffer::{Arena, Buffer};
 pub use cache::CpuSequence;
+#[cfg(feature = "onnx")]
+pub(super) use cores::performance_cores;
 
 use super::backend::{Backend, Sequence};
 use super::config::{Activation, AttentionParams};
@@ -27,7 +29,7 @@ use crate::{Error, Result};
 /// Values below which a row operator runs on the calling thread alone.
 const SERIAL_MAX: usize = 16_384;
 /// Most threads that [`CpuOptions::threads`] may ask for.
-const THREADS_MAX: usize = 512;
+pub(super) const THREADS_MAX: usize = 512;
 
 /// How the CPU backend runs.
 #[derive(Clone, Debug, Default)]

@@ -1,0 +1,102 @@
+//! The ONNX Runtime backend: the same decoder, run as a graph.
+//!
+//! A pass of the [`Decoder`](super::Decoder) over [`Onnx`] does not compute, it *records*: each operator becomes nodes of a
+//! graph. So every model family that the decoder covers is exported by it, and there is no second description of any.
+//! [`export_onnx`] writes that graph and its constants as a folder; a loaded folder's graphs (the base model's, the
+//! one with inputs for a side path, one with merged weights) are recorded when they are first needed, over the
+//! folder's constants. ADR 6 has the reasons, docs/onnx.md the use.
+
+mod answer;
+mod export;
+mod folder;
+mod graph;
+mod library;
+mod proto;
+mod provider;
+mod record;
+mod runner;
+mod session;
+mod side_path;
+mod weight;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use export::{ExportOptions, Exported, export_onnx};
+use folder::{Folder, MODEL_FILE, MODEL_SIZE_KEY};
+pub use provider::{Provider, ProviderOutcome};
+pub use record::{Positions, Value};
+use session::Sessions;
+pub use side_path::OnnxLora;
+
+use super::GraphDefect;
+use super::cpu::{THREADS_MAX, performance_cores};
+use super::decoder::Decoder;
+use crate::gguf::GgufFile;
+use crate::{Error, Result};
+
+/// How ONNX Runtime is used.
+#[derive(Clone, Debug, Default)]
+pub struct OnnxOptions {
+    /// ONNX Runtime's shared library, 1.22 or newer; `None` looks for its usual name where the system looks. A process
+    /// loads one library: the first load decides.
+    pub library: Option<PathBuf>,
+    /// Preferred execution providers, best first. Those that are missing or cannot run the model are passed over; the
+    /// CPU takes what is left.
+    pub providers: Vec<Provider>,
+}
+
+/// The ONNX Runtime backend over one exported folder.
+pub struct Onnx {
+    /// `None` while exporting.
+    sessions: Option<Sessions>,
+}
+
+impl Onnx {
+    /// Opens the folder that [`export_onnx`] wrote; `file` is the model file in it.
+    ///
+    /// # Errors
+    /// [`Error::LibraryMissing`], [`Error::LibraryTooOld`]; [`Error::InvalidGraph`]; [`Error::Io`].
+    pub fn open(folder: &Path, file: &GgufFile, options: &OnnxOptions, threads: Option<usize>) -> Result<Self> {
+        let threads = threads.unwrap_or_else(performance_cores);
+        if !(1..=THREADS_MAX).contains(&threads) {
+            let reason = format!("{threads} is not between 1 and {THREADS_MAX}");
+            return Err(Error::InvalidOption { option: "threads", reason });
+        }
+        let folder = Folder::open(folder)?;
+        let names = |names: [&str; 2]| names.map(str::to_owned);
+        folder.check_names(&names(["input_ids", "attention_mask"]), &names(["logits", "present.0.key"]))?;
+        let (expected, actual) = (folder.number(MODEL_SIZE_KEY)?, file.size_bytes() as u64);
+        if expected != actual {
+            return Err(folder.invalid(GraphDefect::OtherModel { file: MODEL_FILE.to_owned(), expected, actual }));
+        }
+        Ok(Self { sessions: Some(Sessions::new(folder, options, threads)?) })
+    }
+
+    /// Builds the session of a freshly loaded `decoder`, so that what is wrong with its graph is an error of the load.
+    ///
+    /// # Errors
+    /// [`Error::InvalidGraph`]; [`Error::Backend`] with what ONNX Runtime said.
+    pub fn prepare(&self, decoder: &Arc<Decoder<Self>>) -> Result<()> {
+        self.sessions()?.of(decoder, false).map(|_| ())
+    }
+
+    /// Longest context of the folder's graph, in tokens.
+    pub fn context_length(&self) -> Option<usize> {
+        self.sessions.as_ref().map(|sessions| sessions.positions)
+    }
+
+    /// What became of each preferred execution provider of `decoder`'s session; empty before there is one.
+    pub fn providers(&self, decoder: &Arc<Decoder<Self>>) -> Vec<ProviderOutcome> {
+        self.sessions.as_ref().and_then(|sessions| sessions.providers(decoder)).unwrap_or_default()
+    }
+
+    fn recording() -> Self {
+        Self { sessions: None }
+    }
+
+    fn sessions(&self) -> Result<&Sessions> {
+        let reason = || "a backend that only records has no sessions".to_owned();
+        self.sessions.as_ref().ok_or_else(|| Error::Backend { backend: "onnx", reason: reason() })
+    }
+}

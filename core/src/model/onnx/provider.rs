@@ -1,0 +1,70 @@
+//! Execution providers: a list of preferences, and what became of each.
+
+use std::num::NonZeroUsize;
+
+use ort::ep::{CUDA, CoreML, ExecutionProvider, NNAPI, QNN, XNNPACK};
+use ort::session::builder::SessionBuilder;
+
+/// An execution provider of ONNX Runtime. The CPU is always there and takes what the others leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Provider {
+    /// ONNX Runtime's own CPU kernels.
+    Cpu,
+    /// XNNPACK: CPUs of phones.
+    Xnnpack,
+    /// Android's NNAPI.
+    Nnapi,
+    /// Qualcomm's NPUs.
+    Qnn,
+    /// Apple's Core ML.
+    CoreMl,
+    /// NVIDIA's GPUs.
+    Cuda,
+}
+
+impl Provider {
+    /// ONNX Runtime's name of it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "CPUExecutionProvider",
+            Self::Xnnpack => "XnnpackExecutionProvider",
+            Self::Nnapi => "NnapiExecutionProvider",
+            Self::Qnn => "QNNExecutionProvider",
+            Self::CoreMl => "CoreMLExecutionProvider",
+            Self::Cuda => "CUDAExecutionProvider",
+        }
+    }
+
+    /// Registers it with a session that is being built; why that failed, if it did.
+    pub(super) fn register(self, builder: &mut SessionBuilder, threads: usize) -> Result<(), String> {
+        match self {
+            Self::Cpu => Ok(()),
+            Self::Xnnpack => {
+                let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
+                register(&XNNPACK::default().with_intra_op_num_threads(threads), builder)
+            }
+            Self::Nnapi => register(&NNAPI::default(), builder),
+            Self::Qnn => register(&QNN::default(), builder),
+            Self::CoreMl => register(&CoreML::default(), builder),
+            Self::Cuda => register(&CUDA::default(), builder),
+        }
+    }
+}
+
+fn register<P: ExecutionProvider>(provider: &P, builder: &mut SessionBuilder) -> Result<(), String> {
+    match P::is_available() {
+        Ok(true) => provider.register(builder).map_err(|error| error.message().to_owned()),
+        Ok(false) => Err("not in this build of ONNX Runtime".to_owned()),
+        Err(error) => Err(error.message().to_owned()),
+    }
+}
+
+/// What became of one preferred provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderOutcome {
+    /// The provider.
+    pub provider: Provider,
+    /// Why it is not in use; `None` if it is.
+    pub refusal: Option<String>,
+}
