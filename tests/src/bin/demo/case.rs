@@ -46,7 +46,9 @@ impl PackSource {
     pub(crate) fn title(&self) -> &'static str {
         match self {
             Self::Generated => "pack made now, by one forward pass of the generator",
-            Self::File { kind: FileKind::Refined, .. } => "pack made before by `cloud-generator refine`",
+            Self::File { kind: FileKind::Refined, .. } => {
+                "pack made before by `cloud-generator refine`; its teacher saw the prompt's examples as turns, so it may follow the prompt better"
+            }
             Self::File { kind: FileKind::StandIn, .. } => {
                 "stand-in pack of random numbers: it costs what a trained one costs, and has learnt nothing"
             }
