@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use edgeweld::CancelToken;
-use edgeweld::chat::{Message, RenderOptions};
+use edgeweld::chat::{Message, RenderOptions, examples_as_turns};
 use edgeweld::generate::{Engine, GenerateOptions, LoadOptions, Session, Token};
 use edgeweld::merge::{MergeMode, MergeOptions};
 use edgeweld::pack::{PublicKey, RawPack};
@@ -31,6 +31,8 @@ pub enum Arm {
     Prompted,
     /// The base model with the prompt restored from a saved prefix for each question.
     Restored,
+    /// The base model with the prompt in context, its examples as turns of the conversation: what refined packs learn.
+    Taught,
     /// The specialised model, without the prompt.
     Specialized,
 }
@@ -42,6 +44,7 @@ impl Arm {
             Self::Base => "base, no prompt",
             Self::Prompted => "base, prompt in context",
             Self::Restored => "base, prompt restored from a prefix file",
+            Self::Taught => "base, prompt in context, its examples as turns",
             Self::Specialized => "specialised, no prompt",
         }
     }
@@ -186,8 +189,13 @@ impl Job {
 
     /// The conversation as an app sends it: the specialised model gets the prompt too, and drops it.
     fn messages(&self, question: &str) -> Vec<Message> {
-        let system = (self.arm != Arm::Base).then(|| Message::system(&self.system));
-        system.into_iter().chain([Message::user(question)]).collect()
+        let mut messages = match self.arm {
+            Arm::Base => Vec::new(),
+            Arm::Taught => examples_as_turns(&self.system),
+            Arm::Prompted | Arm::Restored | Arm::Specialized => vec![Message::system(&self.system)],
+        };
+        messages.push(Message::user(question));
+        messages
     }
 
     /// Continues the last conversation token by token, with given tokens, so that no answer ends it early.
@@ -260,7 +268,7 @@ mod tests {
             model: "m.gguf".into(),
             threads: None,
             arm,
-            system: "be brief".to_owned(),
+            system: "be brief\n\nUser: 1\nAssistant: one".to_owned(),
             questions: vec![],
             answer_tokens_max: 1,
             prefix: "prefix".into(),
@@ -268,7 +276,10 @@ mod tests {
         };
         assert_eq!(job(Arm::Base).messages("q"), [Message::user("q")]);
         for arm in [Arm::Prompted, Arm::Restored, Arm::Specialized] {
-            assert_eq!(job(arm).messages("q"), [Message::system("be brief"), Message::user("q")]);
+            let system = job(arm).system;
+            assert_eq!(job(arm).messages("q"), [Message::system(system), Message::user("q")]);
         }
+        let taught = [Message::system("be brief"), Message::user("1"), Message::assistant("one"), Message::user("q")];
+        assert_eq!(job(Arm::Taught).messages("q"), taught);
     }
 }

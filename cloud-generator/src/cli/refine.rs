@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 use clap::Args;
-use edgeweld::chat::Message;
+use edgeweld::chat::{Message, examples_as_turns};
 use edgeweld::lora::LoraSet;
 use edgeweld::pack::{self, Measurement, PackInfo, Precision, PromptInfo};
 use edgeweld::tokenizer::EncodeOptions;
@@ -133,7 +133,7 @@ pub(crate) fn run(args: RefineArgs, cancel: &CancelToken) -> Result<()> {
     let lora = generated.as_ref().map(|(_, lora)| lora);
     let mut folder = args.output.clone().into_os_string();
     folder.push(".refine");
-    let context = if args.whole_prompt { vec![Message::system(&prompt)] } else { refine::conversation(&prompt) };
+    let context = if args.whole_prompt { vec![Message::system(&prompt)] } else { examples_as_turns(&prompt) };
     let done =
         refine::refine(&edge, &grad, &context, &queries, lora, &options, folder.into(), cancel, &mut print_progress);
     let refined = match done {

@@ -24,4 +24,4 @@ pub use options::RefineOptions;
 pub use queries::{Query, Split, assign_splits, from_prompt, read_queries};
 pub use run::{Progress, Refined, refine};
 pub use student::Student;
-pub use teacher::{Teacher, conversation};
+pub use teacher::Teacher;

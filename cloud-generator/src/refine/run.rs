@@ -77,7 +77,7 @@ pub struct Refined {
 /// Distils the prompted edge model into a LoRA for the unprompted one.
 ///
 /// `edge` and `grad` are the same model, on the two backends. `context` is what the teacher sees before a user's turn (see
-/// [`conversation`](super::conversation)). `start` is a generator's LoRA. `folder` keeps what an
+/// [`examples_as_turns`](edgeweld::chat::examples_as_turns)). `start` is a generator's LoRA. `folder` keeps what an
 /// interrupted run needs; the next call with the same arguments continues from there, and a finished one removes it.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 //! token: see [`Rendered::literal`].
 
 mod built_in;
+mod examples;
 mod guard;
 mod jinja;
 mod json;
@@ -22,6 +23,7 @@ use crate::gguf::Metadata;
 use crate::tokenizer::{EncodeOptions, Tokenizer};
 use crate::{Digest, Error, Result};
 use built_in::BuiltIn;
+pub use examples::examples_as_turns;
 use guard::Guard;
 pub use message::{Message, Role, ToolCall};
 

@@ -57,6 +57,10 @@ pub struct MergeOptions {
     pub rounding: Rounding,
     /// Accepted gain per tensor, from and to.
     pub gain_limits: (f64, f64),
+    /// Most that [`MergeMode::Auto`] lets rounding change the weights beside the delta, `‖W'−W−Δ‖ / ‖W‖` over all merged
+    /// weights, before it spends a probe on them. Beyond about 1% no probe has ever passed: rounding is then as loud as a
+    /// 7-bit format, and some tokens change. The time of a probe is that of reading its texts; this test costs nothing.
+    pub noise_max: f64,
     /// Least share of probe tokens whose most likely next token equals the side path's.
     pub agreement_min: f64,
     /// Most that the probe perplexity may differ from the side path's, as a share of it.
@@ -73,6 +77,7 @@ impl Default for MergeOptions {
             promote_to: crate::quant::BlockType::Q8_0,
             rounding: Rounding::Amplified,
             gain_limits: (0.95, 1.05),
+            noise_max: 0.01,
             agreement_min: 0.98,
             perplexity_change_max: 0.01,
             threads: 0,

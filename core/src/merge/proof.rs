@@ -136,6 +136,15 @@ pub(super) fn check_gains(tensors: &[TensorReport], options: &MergeOptions) -> O
     Some(Refusal::Gain { target: worst.name(), gain: worst.gain, low, high })
 }
 
+/// Whether a probe is worth its time: root mean square over tensors of the change that is not the delta, relative to the
+/// weights.
+pub(super) fn check_noise(tensors: &[TensorReport], options: &MergeOptions) -> Option<Refusal> {
+    let square = |tensor: &TensorReport| (tensor.noise * tensor.relative_norm).powi(2);
+    let noise = (tensors.iter().map(square).sum::<f64>() / tensors.len().max(1) as f64).sqrt();
+    // Written so that NaN is refused.
+    (!(noise <= options.noise_max)).then_some(Refusal::Noise { noise, limit: options.noise_max })
+}
+
 /// Whether the merged model answers as the side path does.
 pub(super) fn check_probe(probe: &ProbeReport, options: &MergeOptions) -> Option<Refusal> {
     let limit = options.perplexity_change_max;
@@ -184,6 +193,20 @@ mod tests {
         assert!(matches!(refusal, Some(Refusal::Gain { gain: 1.3, .. })), "{refusal:?}");
         let refusal = check_gains(&[tensor(0.1), tensor(f64::NAN)], &options);
         assert!(matches!(refusal, Some(Refusal::Gain { gain, .. }) if gain.is_nan()), "{refusal:?}");
+    }
+
+    #[test]
+    fn refuses_rounding_that_is_louder_than_the_limit() {
+        let options = MergeOptions { noise_max: 0.01, ..MergeOptions::default() };
+        let noisy = |noise| TensorReport { noise, ..tensor(1.0) };
+        // The deltas have 1% of the weights' norm.
+        assert_eq!(check_noise(&[noisy(0.5), noisy(1.2)], &options), None);
+        let refusal = check_noise(&[noisy(0.5), noisy(2.0)], &options);
+        assert!(
+            matches!(refusal, Some(Refusal::Noise { noise, .. }) if (0.014..0.015).contains(&noise)),
+            "{refusal:?}"
+        );
+        assert!(check_noise(&[noisy(f64::NAN)], &options).is_some());
     }
 
     #[test]

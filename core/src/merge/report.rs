@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::round::Sums;
+use super::round::Totals;
 use super::{MergeMode, Rounding};
 use crate::lora::Target;
 use crate::quant::BlockType;
@@ -20,21 +20,22 @@ pub struct TensorReport {
     pub gain: f64,
     /// `‖W'−W−Δ‖ / ‖Δ‖`. 0 for a zero delta.
     pub noise: f64,
-    /// `‖Δ‖ / ‖W‖`
+    /// `‖Δ‖ / ‖W‖`, from every 32nd row.
     pub relative_norm: f64,
 }
 
 impl TensorReport {
-    pub(super) fn new(layer: usize, target: Target, before: BlockType, after: BlockType, sums: &Sums) -> Self {
-        let zero = sums.delta == 0.0;
+    pub(super) fn new(layer: usize, target: Target, before: BlockType, after: BlockType, totals: &Totals) -> Self {
+        let zero = totals.delta == 0.0;
+        let (delta, base) = totals.sampled;
         Self {
             layer,
             target,
             block_type_before: before,
             block_type_after: after,
-            gain: if zero { 1.0 } else { sums.kept / sums.delta },
-            noise: if zero { 0.0 } else { (sums.error / sums.delta).sqrt() },
-            relative_norm: if sums.base == 0.0 { 0.0 } else { (sums.delta / sums.base).sqrt() },
+            gain: if zero { 1.0 } else { totals.kept / totals.delta },
+            noise: if zero { 0.0 } else { (totals.error / totals.delta).sqrt() },
+            relative_norm: if base == 0.0 { 0.0 } else { (delta / base).sqrt() },
         }
     }
 
@@ -108,6 +109,15 @@ pub enum Refusal {
         low: f64,
         /// Greatest accepted gain.
         high: f64,
+    },
+    /// Rounding changes the weights so much that a probe was not worth its time; only of
+    /// [`MergeMode::Auto`].
+    #[error("rounding changes the weights by {:.2}% beside the delta, the limit is {:.2}%", 100.0 * noise, 100.0 * limit)]
+    Noise {
+        /// `‖W'−W−Δ‖ / ‖W‖` over all merged weights.
+        noise: f64,
+        /// [`MergeOptions::noise_max`](super::MergeOptions::noise_max).
+        limit: f64,
     },
     /// The merged model predicts other tokens than the side path.
     #[error("{agreement:.4} of the probe's top tokens agree with the side path, the limit is {limit}")]

@@ -1,16 +1,19 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::round::{Rows, Sums};
+use memmap2::MmapMut;
+
+use super::round::{Factors, Rows, Totals};
 use super::{Rounding, TensorReport};
 use crate::gguf::GgufFile;
 use crate::lora::{LoraSet, Target};
 use crate::quant::{BlockType, QMatrix, WeightBytes};
 use crate::{CancelToken, Error, Result};
 
-/// Rows per job. Fixed, so that the result does not depend on the number of threads.
-const ROWS_PER_JOB: usize = 64;
+/// Rows per job. Fixed, so that the result does not depend on the number of threads; many, because every job learns anew
+/// how its rows differ from the formula.
+const ROWS_PER_JOB: usize = 512;
 
 /// One weight after the merge.
 #[derive(Clone)]
@@ -128,38 +131,71 @@ pub(super) fn requantize(
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Requantized> {
     let start = Instant::now();
-    let total: u64 = sources.iter().map(Source::merged_size_bytes).sum();
-    let mut merged: Vec<Arc<[u8]>> = sources.iter().map(|source| zeroed(source.merged_size_bytes() as usize)).collect();
-    let mut sums: Vec<Vec<Sums>> =
-        sources.iter().map(|source| vec![Sums::default(); source.base.rows().div_ceil(ROWS_PER_JOB)]).collect();
+    let sizes = sources.iter().map(|source| source.merged_size_bytes() as usize);
+    let ranges: Vec<Range<usize>> =
+        sizes.scan(0, |end, size| Some(std::mem::replace(end, *end + size)..*end)).collect();
+    let total = ranges.last().map_or(0, |range| range.end);
+    let mut memory = fresh_memory(total)?;
 
-    let jobs = sources.iter().zip(&mut merged).zip(&mut sums).flat_map(|((source, merged), sums)| {
-        let (rows, cols, from) = (source.base.rows(), source.base.cols(), source.base.block_type());
-        let rank = source.a.len() / cols;
-        let row_size = merged.len() / rows.max(1);
-        let targets = Arc::get_mut(merged).expect("not shared yet").chunks_mut((row_size * ROWS_PER_JOB).max(1));
+    let mut factors: Vec<Option<Factors>> = sources.iter().map(|_| None).collect();
+    in_parallel(threads, cancel, sources.iter().zip(&mut factors), |(source, factors)| {
+        *factors = Some(Factors::new(&source.a, &source.b, source.base.cols(), scale));
+    })?;
+
+    let mut totals: Vec<Vec<Totals>> =
+        sources.iter().map(|source| vec![Totals::default(); source.base.rows().div_ceil(ROWS_PER_JOB)]).collect();
+    let mut rest = &mut memory[..];
+    let tensors = sources.iter().zip(factors.iter().flatten()).zip(&ranges).zip(&mut totals);
+    let jobs = tensors.flat_map(|(((source, factors), range), totals)| {
+        let target = rest.split_off_mut(..range.len()).expect("the ranges fill the memory");
+        let (from, to, cols) = (source.base.block_type(), source.to, source.base.cols());
+        let row_size = range.len() / source.base.rows().max(1);
+        let targets = target.chunks_mut((row_size * ROWS_PER_JOB).max(1));
         let bases = source.base.bytes().chunks((source.base.row_size_bytes() * ROWS_PER_JOB).max(1));
-        let bs = source.b.chunks(rank * ROWS_PER_JOB);
-        targets.zip(bases).zip(bs).zip(sums).enumerate().map(move |(index, (((target, base), b), sums))| {
-            let first = index * ROWS_PER_JOB;
-            (Rows { from, to: source.to, cols, source: base, target, a: &source.a, b, scale, first }, sums)
+        targets.zip(bases).zip(totals).enumerate().map(move |(index, ((target, source), totals))| {
+            (Rows { from, to, cols, source, target, factors, first: index * ROWS_PER_JOB }, totals)
         })
     });
-    let queue = Mutex::new((jobs, 0_u64));
-    let next = || {
-        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let job = queue.0.next()?;
-        queue.1 += job.0.target.len() as u64;
-        Some((job, queue.1))
-    };
-    let cancelled = AtomicBool::new(false);
+    let done = Mutex::new(0);
+    in_parallel(threads, cancel, jobs, |(rows, totals)| {
+        let size = rows.target.len() as u64;
+        *totals = rows.round(rounding);
+        let done = {
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            *done += size;
+            *done
+        };
+        progress(done, total as u64);
+    })?;
+
+    let memory = Arc::new(memory.make_read_only().map_err(|error| out_of_memory(total, &error))?);
+    let mut reports = Vec::with_capacity(sources.len());
+    let mut tensors = Vec::with_capacity(sources.len());
+    for ((source, range), totals) in sources.iter().zip(ranges).zip(&totals) {
+        let mut sum = Totals::default();
+        totals.iter().for_each(|part| sum.add(part));
+        reports.push(TensorReport::new(source.layer, source.target, source.base.block_type(), source.to, &sum));
+        let bytes = WeightBytes::Shared { memory: memory.clone(), range };
+        let weight = QMatrix::new(bytes, source.to, source.base.rows(), source.base.cols())?;
+        tensors.push(MergedTensor { layer: source.layer, target: source.target, weight });
+    }
+    Ok(Requantized { tensors, reports, elapsed: start.elapsed() })
+}
+
+/// Runs every job on one of `threads` threads; 0 takes as many as the machine has cores.
+fn in_parallel<J: Send>(
+    threads: usize,
+    cancel: &CancelToken,
+    jobs: impl Iterator<Item = J> + Send,
+    run: impl Fn(J) + Sync,
+) -> Result<()> {
+    let jobs = Mutex::new(jobs);
+    let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
-        while let Some(((rows, sums), done)) = next() {
-            if cancel.is_cancelled() {
-                return cancelled.store(true, Ordering::Relaxed);
-            }
-            *sums = rows.round(rounding);
-            progress(done, total);
+        while !cancel.is_cancelled()
+            && let Some(job) = next()
+        {
+            run(job);
         }
     };
     let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
@@ -170,21 +206,23 @@ pub(super) fn requantize(
         }
         work();
     });
-    drop(queue);
-    if cancelled.into_inner() {
-        return Err(Error::Cancelled);
-    }
+    cancel.check()
+}
 
-    let mut reports = Vec::with_capacity(sources.len());
-    let mut tensors = Vec::with_capacity(sources.len());
-    for ((source, merged), sums) in sources.iter().zip(merged).zip(&sums) {
-        let mut sum = Sums::default();
-        sums.iter().for_each(|part| sum.add(part));
-        reports.push(TensorReport::new(source.layer, source.target, source.base.block_type(), source.to, &sum));
-        let weight = QMatrix::new(WeightBytes::Owned(merged), source.to, source.base.rows(), source.base.cols())?;
-        tensors.push(MergedTensor { layer: source.layer, target: source.target, weight });
+/// Fresh zero pages, large ones where the system has them: the first write to a page costs more than rounding what goes
+/// into it.
+fn fresh_memory(size_bytes: usize) -> Result<MmapMut> {
+    // No system maps nothing.
+    let memory = MmapMut::map_anon(size_bytes.max(1)).map_err(|error| out_of_memory(size_bytes, &error))?;
+    #[cfg(target_os = "linux")]
+    if let Err(error) = memory.advise(memmap2::Advice::HugePage) {
+        log::debug!("no large pages: {error}");
     }
-    Ok(Requantized { tensors, reports, elapsed: start.elapsed() })
+    Ok(memory)
+}
+
+fn out_of_memory(size_bytes: usize, error: &std::io::Error) -> Error {
+    Error::Backend { backend: "cpu", reason: format!("no memory for {size_bytes} bytes of merged weights: {error}") }
 }
 
 /// Re-quantises `W + Δ` without a model and without a proof, for tools and measurements.
@@ -202,10 +240,4 @@ pub fn requantize_unverified(
     cancel: &CancelToken,
 ) -> Result<Requantized> {
     requantize(&sources(file, lora, promote_to)?, lora.scale, rounding, threads, cancel, &|_, _| ())
-}
-
-/// Fresh zero pages: the thread that first writes one pays for it.
-fn zeroed(len: usize) -> Arc<[u8]> {
-    // SAFETY: zero is a valid `u8`.
-    unsafe { Arc::<[u8]>::new_zeroed_slice(len).assume_init() }
 }

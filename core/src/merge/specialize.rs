@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::proof::{Reference, check_gains, check_probe};
+use super::proof::{Reference, check_gains, check_noise, check_probe};
 use super::requantize::{MergedTensor, Requantized, requantize, sources};
 use super::{Attempt, MergeMode, MergeOptions, MergeReport, Refusal};
 use crate::gguf::GgufFile;
@@ -153,6 +153,9 @@ impl<B: Backend> Trial<'_, B> {
             requantize(&sources, self.lora.scale, options.rounding, options.threads, self.cancel, &report)?;
         (attempt.tensors, attempt.merge_time) = (reports, elapsed);
         attempt.refusal = check_gains(&attempt.tensors, options);
+        if attempt.refusal.is_none() && options.mode == MergeMode::Auto {
+            attempt.refusal = check_noise(&attempt.tensors, options);
+        }
         if attempt.refusal.is_some() {
             return Ok((attempt, None));
         }

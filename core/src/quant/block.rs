@@ -61,6 +61,10 @@ impl F16 {
         Self(half::f16::from_f32(value).to_le_bytes())
     }
 
+    pub(crate) fn from_bits(bits: u16) -> Self {
+        Self(bits.to_le_bytes())
+    }
+
     #[inline(always)]
     pub(crate) fn get(self) -> f32 {
         f16_to_f32(u16::from_le_bytes(self.0))

@@ -125,8 +125,9 @@ unsafe impl Block for BlockQ3K {
     #[inline(always)]
     fn codes(&self, codes: &mut [u8]) {
         unpack_pairs(&self.qs, codes);
+        let hmask = self.hmask;
         for (bit, codes) in codes[..256].chunks_exact_mut(32).enumerate() {
-            for (code, high) in codes.iter_mut().zip(self.hmask) {
+            for (code, high) in codes.iter_mut().zip(hmask) {
                 *code |= (high >> bit & 1) << 2;
             }
         }
@@ -135,7 +136,7 @@ unsafe impl Block for BlockQ3K {
     #[inline(always)]
     fn set_codes(&mut self, codes: &[u8]) {
         self.qs = pack_pairs(codes);
-        self.hmask = std::array::from_fn(|i| (0..8).fold(0, |mask, bit| mask | (codes[32 * bit + i] >> 2 & 1) << bit));
+        self.hmask = gather_bits(codes, 2);
     }
 
     #[inline(always)]
@@ -212,8 +213,9 @@ unsafe impl Block for BlockQ5K {
     #[inline(always)]
     fn codes(&self, codes: &mut [u8]) {
         unpack_low_nibbles(&self.qs, codes);
+        let qh = self.qh;
         for (bit, codes) in codes[..256].chunks_exact_mut(32).enumerate() {
-            for (code, high) in codes.iter_mut().zip(self.qh) {
+            for (code, high) in codes.iter_mut().zip(qh) {
                 *code |= (high >> bit & 1) << 4;
             }
         }
@@ -222,7 +224,7 @@ unsafe impl Block for BlockQ5K {
     #[inline(always)]
     fn set_codes(&mut self, codes: &[u8]) {
         self.qs = pack_low_nibbles(codes);
-        self.qh = std::array::from_fn(|i| (0..8).fold(0, |mask, bit| mask | (codes[32 * bit + i] >> 4 & 1) << bit));
+        self.qh = gather_bits(codes, 4);
     }
 
     #[inline(always)]
@@ -249,7 +251,8 @@ unsafe impl Block for BlockQ6K {
 
     #[inline(always)]
     fn codes(&self, codes: &mut [u8]) {
-        let halves = codes[..256].chunks_exact_mut(128).zip(self.ql.chunks_exact(64).zip(self.qh.chunks_exact(32)));
+        let (ql, qh) = (self.ql, self.qh);
+        let halves = codes[..256].chunks_exact_mut(128).zip(ql.chunks_exact(64).zip(qh.chunks_exact(32)));
         for (codes, (ql, qh)) in halves {
             for l in 0..32 {
                 codes[l] = ql[l] & 15 | (qh[l] & 3) << 4;
@@ -262,7 +265,8 @@ unsafe impl Block for BlockQ6K {
 
     #[inline(always)]
     fn set_codes(&mut self, codes: &[u8]) {
-        let halves = codes[..256].chunks_exact(128).zip(self.ql.chunks_exact_mut(64).zip(self.qh.chunks_exact_mut(32)));
+        let (mut low, mut high) = ([0; 128], [0; 64]);
+        let halves = codes[..256].chunks_exact(128).zip(low.chunks_exact_mut(64).zip(high.chunks_exact_mut(32)));
         for (codes, (ql, qh)) in halves {
             for l in 0..32 {
                 let [a, b, c, d] = [codes[l], codes[l + 32], codes[l + 64], codes[l + 96]];
@@ -271,6 +275,7 @@ unsafe impl Block for BlockQ6K {
                 qh[l] = a >> 4 | (b >> 4) << 2 | (c >> 4) << 4 | (d >> 4) << 6;
             }
         }
+        (self.ql, self.qh) = (low, high);
     }
 
     #[inline(always)]
@@ -342,6 +347,8 @@ unsafe impl Block for BlockQ8K {
 /// Four 2-bit codes per byte: byte `32h + i` holds weights `128h + i + {0, 32, 64, 96}`.
 #[inline(always)]
 fn unpack_pairs(qs: &[u8; 64], codes: &mut [u8]) {
+    // A copy cannot overlap the codes, so the loops vectorise.
+    let qs = *qs;
     for (codes, qs) in codes[..256].chunks_exact_mut(128).zip(qs.chunks_exact(32)) {
         for (j, codes) in codes.chunks_exact_mut(32).enumerate() {
             for (code, q) in codes.iter_mut().zip(qs) {
@@ -353,15 +360,20 @@ fn unpack_pairs(qs: &[u8; 64], codes: &mut [u8]) {
 
 #[inline(always)]
 fn pack_pairs(codes: &[u8]) -> [u8; 64] {
-    std::array::from_fn(|i| {
-        let codes = &codes[i / 32 * 128 + i % 32..];
-        codes[0] & 3 | (codes[32] & 3) << 2 | (codes[64] & 3) << 4 | (codes[96] & 3) << 6
-    })
+    // Not `array::from_fn`: a closure would not be compiled for the instruction set of the function that calls this.
+    let mut qs = [0; 64];
+    for (qs, codes) in qs.chunks_exact_mut(32).zip(codes.chunks_exact(128)) {
+        for i in 0..32 {
+            qs[i] = codes[i] & 3 | (codes[i + 32] & 3) << 2 | (codes[i + 64] & 3) << 4 | (codes[i + 96] & 3) << 6;
+        }
+    }
+    qs
 }
 
 /// Byte `32h + i` holds weight `64h + i` in its low and `64h + 32 + i` in its high nibble.
 #[inline(always)]
 fn unpack_low_nibbles(qs: &[u8; 128], codes: &mut [u8]) {
+    let qs = *qs;
     for (codes, qs) in codes[..256].chunks_exact_mut(64).zip(qs.chunks_exact(32)) {
         let (low, high) = codes.split_at_mut(32);
         for ((low, high), &q) in low.iter_mut().zip(high).zip(qs) {
@@ -372,10 +384,25 @@ fn unpack_low_nibbles(qs: &[u8; 128], codes: &mut [u8]) {
 
 #[inline(always)]
 fn pack_low_nibbles(codes: &[u8]) -> [u8; 128] {
-    std::array::from_fn(|i| {
-        let codes = &codes[i / 32 * 64 + i % 32..];
-        codes[0] & 15 | codes[32] << 4
-    })
+    let mut qs = [0; 128];
+    for (qs, codes) in qs.chunks_exact_mut(32).zip(codes.chunks_exact(64)) {
+        for i in 0..32 {
+            qs[i] = codes[i] & 15 | codes[i + 32] << 4;
+        }
+    }
+    qs
+}
+
+/// Bit `bit` of code `32·j + i` as bit `j` of byte `i`.
+#[inline(always)]
+fn gather_bits(codes: &[u8], bit: u32) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (j, codes) in codes.chunks_exact(32).enumerate() {
+        for (byte, code) in bytes.iter_mut().zip(codes) {
+            *byte |= (code >> bit & 1) << j;
+        }
+    }
+    bytes
 }
 
 /// Eight 6-bit steps and eight 6-bit mins in 12 bytes.

@@ -245,16 +245,23 @@ unsafe impl Block for BlockQ8_1 {
 /// Low nibbles are the first half of the block, high nibbles the second.
 #[inline(always)]
 fn unpack_nibbles(qs: &[u8; 16], codes: &mut [u8]) {
+    // A copy cannot overlap the codes, so the loop vectorises.
+    let qs = *qs;
     let (low, high) = codes[..32].split_at_mut(16);
-    for ((low, high), &q) in low.iter_mut().zip(high).zip(qs) {
+    for ((low, high), q) in low.iter_mut().zip(high).zip(qs) {
         (*low, *high) = (q & 15, q >> 4);
     }
 }
 
 #[inline(always)]
 fn pack_nibbles(codes: &[u8]) -> [u8; 16] {
+    // Not `array::from_fn`: a closure would not be compiled for the instruction set of the function that calls this.
+    let mut qs = [0; 16];
     let (low, high) = codes[..32].split_at(16);
-    std::array::from_fn(|i| low[i] & 15 | high[i] << 4)
+    for ((q, low), high) in qs.iter_mut().zip(low).zip(high) {
+        *q = low & 15 | high << 4;
+    }
+    qs
 }
 
 /// Bit `i` of the little-endian word is the fifth bit of code `i`.
@@ -268,8 +275,11 @@ fn add_fifth_bits(qh: [u8; 4], codes: &mut [u8]) {
 
 #[inline(always)]
 fn fifth_bits(codes: &[u8]) -> [u8; 4] {
-    let bit = |(i, &code): (usize, &u8)| u32::from(code >> 4 & 1) << i;
-    codes[..32].iter().enumerate().map(bit).fold(0, |word, bit| word | bit).to_le_bytes()
+    let mut word = 0;
+    for (i, code) in codes[..32].iter().enumerate() {
+        word |= u32::from(code >> 4 & 1) << i;
+    }
+    word.to_le_bytes()
 }
 
 /// Two's complement to offset binary and back.

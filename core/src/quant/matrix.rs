@@ -16,8 +16,15 @@ pub enum WeightBytes {
         /// The weight's bytes in it.
         range: Range<usize>,
     },
-    /// Memory of this process, such as a merged weight.
+    /// Memory of this process.
     Owned(Arc<[u8]>),
+    /// A part of memory that several weights of this process share, such as all that a merge made.
+    Shared {
+        /// All of it; anonymous.
+        memory: Arc<Mmap>,
+        /// The weight's bytes in it.
+        range: Range<usize>,
+    },
 }
 
 impl Deref for WeightBytes {
@@ -25,7 +32,7 @@ impl Deref for WeightBytes {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Mapped { file, range } => &file[range.clone()],
+            Self::Mapped { file: memory, range } | Self::Shared { memory, range } => &memory[range.clone()],
             Self::Owned(bytes) => bytes,
         }
     }

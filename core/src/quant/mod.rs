@@ -9,7 +9,7 @@ mod k_fit;
 pub(crate) mod legacy;
 mod matrix;
 
-pub(crate) use block::{Block, GROUPS_MAX, blocks, blocks_mut};
+pub(crate) use block::{Block, F16, GROUPS_MAX, blocks, blocks_mut, nearest_int};
 pub use block_type::BlockType;
 pub(crate) use convert::with_block;
 pub use convert::{dequantize, quantize};

@@ -39,6 +39,9 @@ struct Arguments {
     /// Most megabytes of merged weights.
     #[arg(long)]
     memory_budget: Option<u64>,
+    /// Least share of probe tokens that a merge must predict as the side path does.
+    #[arg(long, default_value_t = 0.98)]
+    agreement_min: f64,
     /// Also save the merged model as this GGUF file.
     #[arg(long)]
     save: Option<PathBuf>,
@@ -116,6 +119,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let merge = MergeOptions {
         mode: arguments.mode.into(),
         memory_budget_bytes,
+        agreement_min: arguments.agreement_min,
         threads: arguments.threads.unwrap_or(0),
         ..Default::default()
     };

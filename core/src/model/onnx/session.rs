@@ -104,7 +104,7 @@ impl Sessions {
         let graph = record::record(decoder, self.positions, with_side_path)?;
         let mut merged = Vec::new();
         let model = graph.into_model(&[], |initializer| match &initializer.data {
-            Data::Weight(matrix, part) if matches!(matrix.weight_bytes(), WeightBytes::Owned(_)) => {
+            Data::Weight(matrix, part) if !matches!(matrix.weight_bytes(), WeightBytes::Mapped { .. }) => {
                 merged.push((initializer.name.clone(), value(initializer, *part)?));
                 Ok(in_memory(initializer))
             }

@@ -47,7 +47,7 @@ impl PackSource {
         match self {
             Self::Generated => "pack made now, by one forward pass of the generator",
             Self::File { kind: FileKind::Refined, .. } => {
-                "pack made before by `cloud-generator refine`; its teacher saw the prompt's examples as turns, so it may follow the prompt better"
+                "pack made before by `cloud-generator refine`, whose teacher saw the prompt's examples as turns: compare it with that arm"
             }
             Self::File { kind: FileKind::StandIn, .. } => {
                 "stand-in pack of random numbers: it costs what a trained one costs, and has learnt nothing"
@@ -123,6 +123,11 @@ fn test_queries(lines: &str, count: usize) -> Result<Vec<String>> {
 }
 
 impl Case {
+    /// Whether a pack was refined, so to what a teacher with the prompt's examples as turns answers.
+    pub(crate) fn is_refined(&self) -> bool {
+        self.packs.iter().any(|pack| matches!(pack, PackSource::File { kind: FileKind::Refined, .. }))
+    }
+
     /// Writes the packs that are published as files, signed with the demo's key, into `folder`.
     pub(crate) fn make_files(&mut self, folder: &Path, secret: &SecretKey) -> Result<()> {
         fs::create_dir_all(folder)?;

@@ -165,9 +165,13 @@ fn case_rows(case: &Case, cloud: &Cloud, store: &PackStore, secret: &SecretKey, 
         prefix: folder.join("prefix"),
         pack: None,
     };
-    let bar = packs::steps_bar("arms", 3 + specialized.len() as u64);
+    let mut base_arms = vec![Arm::Base, Arm::Prompted, Arm::Restored];
+    if case.is_refined() {
+        base_arms.push(Arm::Taught);
+    }
+    let bar = packs::steps_bar("arms", (base_arms.len() + specialized.len()) as u64);
     let mut rows = Vec::new();
-    for arm in [Arm::Base, Arm::Prompted, Arm::Restored] {
+    for arm in base_arms {
         let (outcome, peak) = Job { arm, ..job.clone() }.measure()?;
         let kept = (arm == Arm::Restored).then(|| fs::metadata(&job.prefix).map(|file| file.len())).transpose()?;
         rows.push(Row { name: arm.name().to_owned(), arm, outcome, peak_bytes: peak, kept_bytes: kept });

@@ -57,7 +57,11 @@ pub(crate) fn print(case: &Case, rows: &[Row]) {
 fn table(case: &Case, rows: &[Row]) -> Table {
     let mut table = Table::new([
         "arm",
-        "answers as with the prompt",
+        if rows.iter().any(|row| row.arm == Arm::Taught) {
+            "answers as with the prompt, examples as turns"
+        } else {
+            "answers as with the prompt"
+        },
         "prompt tokens",
         "first token, ms",
         "restore, ms",
@@ -66,7 +70,9 @@ fn table(case: &Case, rows: &[Row]) -> Table {
         "peak memory, MB",
         "kept per task",
     ]);
-    let prompted = rows.iter().find(|row| row.arm == Arm::Prompted);
+    // What a pack stands for: a refined one for the prompt as its teacher saw it.
+    let find = |arm| rows.iter().find(|row| row.arm == arm);
+    let prompted = find(Arm::Taught).or(find(Arm::Prompted));
     for row in rows {
         let restore = row.outcome.answers.iter().filter_map(|answer| answer.restore_ms);
         let same = prompted.map(|prompted| format!("{} of {}", row.same_answers(prompted), case.questions.len()));
