@@ -44,15 +44,27 @@ pub(crate) const TEST: &[Lane] = &[
     Lane { name: "peers", skip: peers::missing, run: peers::open_pack },
 ];
 
-/// Runs the kernels of another architecture; minutes of emulation, so not part of `test`.
-pub(crate) const QEMU: &[Lane] = &[Lane { name: "64-bit ARM", skip: qemu::skip_reason, run: qemu::run }];
-/// The SDK in other languages, on what `test` has built.
+/// The SDK in other languages, on what `TEST` has built. That the bindings are current is a test in Rust.
 pub(crate) const SDK: &[Lane] = &[
-    lane("bindings are current", || sdk::bindings::check(Scope::Workspace)),
     lane("python", || sdk::python::test(Scope::Workspace)),
     Lane { name: "kotlin", skip: sdk::kotlin::missing, run: || sdk::kotlin::test(Scope::Workspace) },
     Lane { name: "swift", skip: sdk::swift::missing, run: || sdk::swift::test(Scope::Workspace) },
 ];
+
+/// What the SDK costs in each language; each program fails if a figure misses its bar.
+pub(crate) const FIGURES: &[Lane] = &[
+    Lane { name: "kotlin", skip: sdk::kotlin::missing, run: || sdk::kotlin::figures(&[]) },
+    lane("python", || sdk::python::figures(&[])),
+    Lane { name: "swift", skip: sdk::swift::missing, run: sdk::swift::figures },
+];
+/// What is left after thousands of streams and hundreds of engines; takes minutes.
+pub(crate) const LEAKS: &[Lane] = &[
+    Lane { name: "streams in kotlin", skip: sdk::kotlin::missing, run: || sdk::kotlin::figures(&["leaks"]) },
+    lane("cycles in python", || sdk::python::figures(&["leaks"])),
+];
+
+/// Runs the kernels of another architecture; minutes of emulation, so not part of `test`.
+pub(crate) const QEMU: &[Lane] = &[Lane { name: "64-bit ARM", skip: qemu::skip_reason, run: qemu::run }];
 
 /// Runs every lane, goes on after a failure, and ends with one summary line.
 pub(crate) fn run(name: &str, lanes: &[Lane]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! `cargo xtask`: every command of the project that is not plain cargo. Tables say what runs; the heavy programs
 //! (`parity`, `bench`, …) live in their own packages so that this one builds in seconds.
 
+mod artifacts;
 mod cuda;
 mod lanes;
 mod llama_cpp;
@@ -90,17 +91,15 @@ enum Command {
 enum SdkLane {
     /// Every lane that this machine can run, on what `test` has built
     All,
-    /// Whether the committed bindings are up to date
-    Drift,
     /// The scenario in Python
     Python,
     /// The scenario in Kotlin, on the JVM
     Kotlin,
     /// The scenario in Swift
     Swift,
-    /// Measure from Kotlin: listener cost, first call, cancel latency
+    /// Measure the library that apps ship: cost of a listener and of the first call, cancel latency in each language
     Figures,
-    /// The same, and leaks: 10,000 streams and 200 cycles, which takes minutes
+    /// Look for leaks: 10,000 streams in Kotlin, 200 cycles of load, merge, chat and close in Python; takes minutes
     Leaks,
 }
 
@@ -114,22 +113,21 @@ struct Rest {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Models => models::obtain(),
-        Command::Test => lanes::run("test", lanes::TEST),
-        Command::Ci => lanes::run("ci", &[lanes::CHECK, lanes::TEST].concat()),
+        Command::Test => lanes::run("test", &[lanes::TEST, lanes::SDK].concat()),
+        Command::Ci => lanes::run("ci", &[lanes::CHECK, lanes::TEST, lanes::SDK].concat()),
         Command::Qemu => lanes::run("qemu", lanes::QEMU),
         Command::Parity(rest) => programs::parity(&rest.args),
         Command::Bench(rest) => programs::bench(&rest.args),
         Command::CheckCuda => cuda::check(),
         Command::Demo(rest) => programs::demo(&rest.args),
-        Command::Bindings => sdk::bindings::write(Scope::Sdk),
+        Command::Bindings => sdk::bindings::write(),
         Command::Sdk { lane } => match lane {
             SdkLane::All => lanes::run("sdk", lanes::SDK),
-            SdkLane::Drift => sdk::bindings::check(Scope::Sdk),
             SdkLane::Python => sdk::python::test(Scope::Sdk),
             SdkLane::Kotlin => sdk::kotlin::test(Scope::Sdk),
             SdkLane::Swift => sdk::swift::test(Scope::Sdk),
-            SdkLane::Figures => sdk::kotlin::figures(false),
-            SdkLane::Leaks => sdk::kotlin::figures(true),
+            SdkLane::Figures => lanes::run("figures", lanes::FIGURES),
+            SdkLane::Leaks => lanes::run("leaks", lanes::LEAKS),
         },
         Command::Android { host_check: true } => sdk::android::host_check(),
         Command::Android { host_check: false } => sdk::android::package(),

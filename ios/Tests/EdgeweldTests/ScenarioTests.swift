@@ -166,11 +166,14 @@ struct Scenario {
     }
 
     @Test func nothingIsAliveAfterTheLastReference() async throws {
-        let before = liveObjectCount()
         do {
             let stage = try await Stage()
             _ = try await stage.ask()
         }
-        #expect(liveObjectCount() == before)
+        // Calls that an earlier test cancelled hold their objects until they have ended.
+        for _ in 0..<250 where liveObjectCount() > 0 {
+            try await Task.sleep(nanoseconds: 20_000_000)
+        }
+        #expect(liveObjectCount() == 0)
     }
 }

@@ -1,11 +1,9 @@
 //! `cargo xtask android`: the libraries and the AAR that Android apps use.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, bail};
 
 use super::aar::{self, Native, System};
-use super::{LIBRARY, emptied, folder, kotlin, strip};
+use super::{Built, emptied, folder, kotlin, size};
 use crate::shell;
 
 const ABIS: [&str; 3] = ["arm64-v8a", "armeabi-v7a", "x86_64"];
@@ -30,21 +28,14 @@ pub(crate) fn package() -> Result<()> {
     Ok(())
 }
 
-/// Assembles and checks an AAR with this machine's library in the shipped profile. It shows what an AAR holds and how large it is; no
-/// device can load it.
+/// Assembles an AAR with this machine's library in the shipped profile, checks it, says how large it is and why, and plays the
+/// scenario on what is in it. No device can load it.
 pub(crate) fn host_check() -> Result<()> {
-    let library = shipped_library()?;
-    let stripped = folder().join("mobile").join(LIBRARY);
-    std::fs::create_dir_all(stripped.parent().context("in a folder")?)?;
-    strip(&library, &stripped)?;
+    let built = Built::shipped()?;
+    let stripped = built.stripped()?;
+    println!("{}", size::report(&built.library, &stripped)?);
     let path = folder().join("edgeweld-host.aar");
     aar::assemble(&path, &kotlin::classes()?, &[Native { abi: aar::HOST_ABI, library: stripped }])?;
     println!("{}", aar::check(&path, System::Host)?);
-    Ok(())
-}
-
-/// This machine's library in the profile that apps ship.
-pub(crate) fn shipped_library() -> Result<PathBuf> {
-    shell::run(&mut shell::cargo(&BUILD))?;
-    Ok(shell::build_folder().join("mobile").join(LIBRARY))
+    kotlin::play(&built, &path)
 }

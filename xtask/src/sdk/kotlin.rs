@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
+use zip::{ZipArchive, ZipWriter};
 
 use super::aar::{self, Native};
-use super::{Built, EXAMPLE_ARGS, LIBRARY, Scope, emptied, folder, strip};
+use super::{Built, EXAMPLE_ARGS, LIBRARY, Scope, emptied, folder};
 use crate::shell;
 
 const COMPILER: &str = "kotlin-compiler@2.4.20";
@@ -81,35 +81,31 @@ pub(crate) fn classes() -> Result<PathBuf> {
     Ok(jar)
 }
 
-/// Assembles an AAR with this machine's library, checks it, and runs the scenario on its contents; then the example.
+/// Plays the scenario on an AAR with this machine's library, and runs the example on the desktop's jar.
 pub(crate) fn test(scope: Scope) -> Result<()> {
     let built = Built::new(scope)?;
-    let library = stripped(&built.library())?;
-    let classes = classes()?;
-    let kotlin = Kotlin::new()?;
-    // The scenario runs on what an AAR holds, the example on the desktop's jar, which has its library inside.
-    let unpacked = unpacked_aar(&library, &classes)?;
-    let path = format!("-Djna.library.path={}", unpacked.join("jni").join(aar::HOST_ABI).display());
-    let java: &[&str] = &["-Xmx256m", &path];
-    kotlin.run(built.scenario(), java, &unpacked.join("classes.jar"), "bindings/tests/kotlin/Scenario.kt", &[])?;
+    let (library, classes) = (built.stripped()?, classes()?);
+    let path = folder().join("edgeweld-host.aar");
+    aar::assemble(&path, &classes, &[Native { abi: aar::HOST_ABI, library: library.clone() }])?;
+    println!("{}", aar::check(&path, aar::System::Host)?);
+    play(&built, &path)?;
     let jar = desktop_jar(&library, &classes)?;
-    kotlin.run(built.scenario(), &["-Xmx256m"], &jar, "examples/kotlin-jvm/Main.kt", &EXAMPLE_ARGS)
+    Kotlin::new()?.run(built.scenario(), &["-Xmx256m"], &jar, "examples/kotlin-jvm/Main.kt", &EXAMPLE_ARGS)
 }
 
-/// Measures the library in the shipped profile; with `leaks`, also what is left after thousands of turns, which takes minutes.
-pub(crate) fn figures(leaks: bool) -> Result<()> {
-    let built = Built::new(Scope::Sdk)?;
-    let jar = desktop_jar(&stripped(&super::android::shipped_library()?)?, &classes()?)?;
-    // A heap of constant size, so that what grows is ours.
-    let java = ["-Xms64m", "-Xmx64m", "-XX:+AlwaysPreTouch"];
-    let args: &[&str] = if leaks { &["leaks"] } else { &[] };
-    Kotlin::new()?.run(built.scenario(), &java, &jar, "bindings/tests/kotlin/Figures.kt", args)
+/// Plays the scenario on what is in an AAR: its classes and its library for this machine.
+pub(crate) fn play(built: &Built, aar: &Path) -> Result<()> {
+    let unpacked = unpacked(aar)?;
+    let path = format!("-Djna.library.path={}", unpacked.join("jni").join(aar::HOST_ABI).display());
+    let (java, classes) = (["-Xmx256m", &path], unpacked.join("classes.jar"));
+    Kotlin::new()?.run(built.scenario(), &java, &classes, "bindings/tests/kotlin/Scenario.kt", &[])
 }
 
-fn stripped(library: &Path) -> Result<PathBuf> {
-    let copy = folder().join(LIBRARY);
-    strip(library, &copy)?;
-    Ok(copy)
+/// Measures the library that apps ship.
+pub(crate) fn figures(args: &[&str]) -> Result<()> {
+    let built = Built::shipped()?;
+    let jar = desktop_jar(&built.stripped()?, &classes()?)?;
+    Kotlin::new()?.run(built.scenario(), &["-Xmx256m"], &jar, "bindings/tests/kotlin/Figures.kt", args)
 }
 
 /// The jar for desktop JVMs: the classes, and the library where JNA looks for this system's.
@@ -129,13 +125,10 @@ fn desktop_jar(library: &Path, classes: &Path) -> Result<PathBuf> {
     Ok(jar)
 }
 
-/// An AAR with this machine's library, checked and unpacked.
-fn unpacked_aar(library: &Path, classes: &Path) -> Result<PathBuf> {
-    let path = folder().join("edgeweld-host.aar");
-    aar::assemble(&path, classes, &[Native { abi: aar::HOST_ABI, library: library.to_owned() }])?;
-    println!("{}", aar::check(&path, aar::System::Host)?);
+/// The folder that an archive is unpacked to.
+fn unpacked(aar: &Path) -> Result<PathBuf> {
     let unpacked = emptied(folder().join("aar"))?;
-    let mut archive = zip::ZipArchive::new(File::open(&path)?)?;
+    let mut archive = ZipArchive::new(File::open(aar)?)?;
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index)?;
         let target = unpacked.join(entry.enclosed_name().context("a name inside the archive")?);

@@ -7,14 +7,17 @@ pub(crate) mod elf;
 pub(crate) mod ios;
 pub(crate) mod kotlin;
 pub(crate) mod python;
+mod size;
 pub(crate) mod swift;
 pub(crate) mod targets;
 
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
 
+use crate::artifacts::Artifacts;
 use crate::{models, shell};
 
 /// File name of the library on this system.
@@ -34,29 +37,51 @@ pub(crate) enum Scope {
     Sdk,
 }
 
-/// The library and the scenario's program, in the dev profile.
+/// The library and the scenario's program.
 pub(crate) struct Built {
-    folder: PathBuf,
+    profile: &'static str,
+    pub(crate) library: PathBuf,
+    scenario: PathBuf,
 }
 
 impl Built {
-    /// Builds both, unless they are up to date.
+    /// Builds both in the dev profile, unless they are up to date.
     pub(crate) fn new(scope: Scope) -> Result<Self> {
-        let packages: &[&str] = match scope {
-            Scope::Workspace => &["--workspace"],
-            Scope::Sdk => &["--package", "edgeweld-ffi", "--package", "edgeweld-bindings-tests"],
-        };
-        shell::run(&mut shell::cargo(&[&["test", "--no-run"], packages].concat()))?;
-        Ok(Self { folder: shell::build_folder().join("debug") })
+        match scope {
+            // The very command line of the lane before: a selection of tests would build dependencies anew.
+            Scope::Workspace => Self::by("dev", &["test", "--workspace", "--no-run"]),
+            Scope::Sdk => {
+                Self::by("dev", &["build", "--package", "edgeweld-ffi", "--package", "edgeweld-bindings-tests"])
+            }
+        }
     }
 
-    pub(crate) fn library(&self) -> PathBuf {
-        self.folder.join(LIBRARY)
+    /// Builds both in the profile that apps ship.
+    pub(crate) fn shipped() -> Result<Self> {
+        let packages = ["--package", "edgeweld-ffi", "--package", "edgeweld-bindings-tests"];
+        Self::by("mobile", &[&["build", "--profile", "mobile"][..], &packages].concat())
+    }
+
+    fn by(profile: &'static str, cargo: &[&str]) -> Result<Self> {
+        // Where they are depends on why cargo built them, so its messages say.
+        let artifacts = Artifacts::build(&mut shell::cargo(cargo))?;
+        let library = artifacts.file("edgeweld_ffi", LIBRARY)?;
+        Ok(Self { profile, library, scenario: artifacts.program("scenario")? })
+    }
+
+    /// A copy of the library without symbols that only debuggers and the generator read, as it is packaged.
+    pub(crate) fn stripped(&self) -> Result<PathBuf> {
+        let folder = folder().join(self.profile);
+        fs::create_dir_all(&folder)?;
+        let copy = folder.join(LIBRARY);
+        let strip: &[&str] = if cfg!(target_os = "macos") { &["-x"] } else { &["--strip-unneeded"] };
+        shell::run(shell::command("strip", strip).arg("-o").arg(&copy).arg(&self.library))?;
+        Ok(copy)
     }
 
     /// `scenario`, which runs the rest of the command line against its server.
     pub(crate) fn scenario(&self) -> Command {
-        let mut command = shell::command(self.folder.join("scenario"), &[""; 0]);
+        let mut command = shell::command(&self.scenario, &[""; 0]);
         command.env("EDGEWELD_MODELS", models::folder());
         command
     }
@@ -67,17 +92,11 @@ pub(crate) fn folder() -> PathBuf {
     shell::build_folder().join("sdk")
 }
 
-/// A copy of `library` without symbols that only debuggers and the generator read.
-pub(crate) fn strip(library: &Path, copy: &Path) -> Result<()> {
-    let strip: &[&str] = if cfg!(target_os = "macos") { &["-x"] } else { &["--strip-unneeded"] };
-    shell::run(shell::command("strip", strip).arg("-o").arg(copy).arg(library))
-}
-
 /// An empty folder.
 pub(crate) fn emptied(path: PathBuf) -> Result<PathBuf> {
     if path.exists() {
-        std::fs::remove_dir_all(&path)?;
+        fs::remove_dir_all(&path)?;
     }
-    std::fs::create_dir_all(&path)?;
+    fs::create_dir_all(&path)?;
     Ok(path)
 }
