@@ -89,8 +89,8 @@ def cycles():
         del engine, session
         resident.append(resident_kb())
     print(f"RSS after cycle 1, {SETTLED}, {CYCLES}: {resident[0]}, {resident[SETTLED - 1]}, {resident[-1]} KB")
-    # Means of ten, because single values differ by what the allocator happens to keep.
-    settled, last = statistics.mean(resident[SETTLED : 2 * SETTLED]), statistics.mean(resident[-SETTLED:])
+    # Medians of ten, because single values differ by what the allocator happens to keep.
+    settled, last = statistics.median(resident[SETTLED : 2 * SETTLED]), statistics.median(resident[-SETTLED:])
     figure(f"RSS growth over {CYCLES} cycles", 100 * (last / settled - 1), "%", GROWTH_PERCENT)
     figure(f"objects alive after {CYCLES} cycles", edgeweld.live_object_count() - before, "", 0)
 

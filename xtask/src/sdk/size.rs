@@ -53,19 +53,26 @@ fn megabytes(bytes: usize) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// The crate of a mangled function: `_ZN8edgeweld…` or, in an implementation, `_ZN…_$LT$edgeweld..…$GT$…`. What Rust did not
-/// mangle is C.
+/// The crate of a mangled function: `_ZN8edgeweld…`, or in an implementation `_ZN…_$LT$edgeweld..…$GT$…`; in the standard library,
+/// which is mangled in the newer way, `_R…Cs<hash>_4core…`. What Rust did not mangle is C.
 fn crate_of(symbol: &str) -> &str {
-    let Some(path) = symbol.strip_prefix("_ZN") else { return "C" };
-    let digits = path.len() - path.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
-    let Some(first) = path[..digits].parse().ok().and_then(|length: usize| path.get(digits..digits + length)) else {
-        return "C";
+    let first = match (symbol.strip_prefix("_ZN"), symbol.strip_prefix("_R")) {
+        (Some(path), _) => identifier(path),
+        (_, Some(path)) => path.split_once("Cs").and_then(|(_, root)| identifier(root.split_once('_')?.1)),
+        (None, None) => None,
     };
+    let Some(first) = first else { return "C" };
     let Some(implementation) = first.strip_prefix("_$LT$") else { return first };
     // `&mut `, `[`, `dyn ` and the like stand before some types.
     let name = implementation.split("..").next().unwrap_or(implementation);
     let name = name.rsplit(|character: char| !(character.is_ascii_alphanumeric() || character == '_')).next();
     name.filter(|name| !name.is_empty()).unwrap_or("core")
+}
+
+/// `4core…` → `core`
+fn identifier(mangled: &str) -> Option<&str> {
+    let digits = mangled.find(|character: char| !character.is_ascii_digit())?;
+    mangled.get(digits..digits + mangled[..digits].parse::<usize>().ok()?)
 }
 
 #[cfg(test)]
@@ -78,6 +85,7 @@ mod tests {
             ("_ZN8edgeweld5merge5merge17h0123456789abcdefE", "edgeweld"),
             ("_ZN60_$LT$minijinja..value..Value$u20$as$u20$core..fmt..Debug$GT$3fmt17h0E", "minijinja"),
             ("_ZN47_$LT$$RF$rustls..Error$u20$as$u20$core..fmt$GT$3fmt17h0E", "rustls"),
+            ("_RINvMNtCsgEmfK2I1SDS_4core3stre12trim_matchesNv", "core"),
             ("ZSTD_decompress", "C"),
         ] {
             assert_eq!(crate_of(symbol), name, "{symbol}");
