@@ -45,7 +45,13 @@ fn the_committed_splits_keep_at_least_twenty_tasks_out_of_training() {
     let splits = Splits::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("splits.json")).unwrap();
     assert!(splits.unseen.len() >= 20);
     assert!(splits.dev.iter().all(|name| !splits.unseen.contains(name)), "dev and unseen overlap");
-    let task = |name: &str| Task { name: name.into(), definition: String::new(), examples: vec![], items: vec![] };
+    let task = |name: &str| Task {
+        name: name.into(),
+        definition: String::new(),
+        wordings: vec![],
+        examples: vec![],
+        items: vec![],
+    };
     assert!(!splits.trains_on(&task(&splits.unseen[0])));
     assert!(!splits.trains_on(&task(&splits.dev[0])));
     assert!(splits.trains_on(&task("task190_snli_classification")));

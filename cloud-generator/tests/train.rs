@@ -10,7 +10,7 @@ use edgeweld_cloud::edge_model::EdgeModel;
 use edgeweld_cloud::eval::{Arm, EvalOptions, EvalTask, Format, Packs, Report, evaluate, select};
 use edgeweld_cloud::generator::{Generator, GeneratorConfig, LanguageModel, Reading, Routing};
 use edgeweld_cloud::method::Composition;
-use edgeweld_cloud::train::{Sampler, Schedule, TrainConfig, Trainer};
+use edgeweld_cloud::train::{Sample, Sampler, Schedule, Step, StepReport, TrainConfig, Trainer};
 use edgeweld_cloud::{Error, Result};
 
 const TEMPLATE: &str = "{% for message in messages %}{{ message.content }}\n{% endfor %}";
@@ -57,7 +57,7 @@ fn task(name: &str, definition: &str, labels: [&str; 2]) -> Task {
         question: None,
     };
     let (name, definition) = (name.into(), definition.into());
-    Task { name, definition, examples: Vec::new(), items: (0..12).map(item).collect() }
+    Task { name, definition, wordings: Vec::new(), examples: Vec::new(), items: (0..12).map(item).collect() }
 }
 
 fn tasks() -> Vec<Task> {
@@ -130,6 +130,60 @@ fn trainer(model: &Path, config: TrainConfig) -> Result<Trainer> {
     let load = || LanguageModel::load(model, &Device::Cpu).unwrap();
     let sampler = Sampler::new(tasks(), &config, |_| true);
     Trainer::new(config, load(), load(), sampler, &Device::Cpu)
+}
+
+/// The pass of `tests/fixtures/make_torch_gradients.py`.
+fn torch_pass() -> Vec<Step> {
+    let step = |prompt: &str, choices: [&str; 2], items: [(&str, &str); 2]| Step {
+        prompt: prompt.into(),
+        recurs: true,
+        samples: items
+            .map(|(input, answer)| Sample {
+                input: input.into(),
+                answer: answer.into(),
+                choices: choices.map(String::from).into(),
+            })
+            .into(),
+    };
+    vec![
+        step("say yes or no", ["yes", "no"], [("the cat ran", "yes"), ("a dog sat", "no")]),
+        step("is it up or down", ["up", "down"], [("one red hat", "down"), ("my old car", "up")]),
+    ]
+}
+
+#[test]
+fn gradients_of_every_trained_tensor_agree_with_pytorch() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let product_sum =
+        GeneratorConfig { shared_expert: true, composition: Composition::ProductSum, cloud_rank: 0, ..paper() };
+    for (name, generator) in [("average", paper()), ("product-sum", product_sum)] {
+        let path = format!("{}/tests/fixtures/torch-gradients-{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        let fixture = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        let config = TrainConfig { dropout: 0.0, load_balance: 0.3, baseline: None, ..config(generator) };
+        let mut trainer = trainer(&model, config).unwrap();
+        let trained: Vec<String> =
+            trainer.learners[0].generator.parameters.trained().map(|(name, _)| name.to_owned()).collect();
+        for name in &trained {
+            let value = &fixture[&format!("parameter.{name}")];
+            trainer.learners[0].generator.parameters.var(name).set(value).unwrap();
+        }
+        let mut report = StepReport { learners: vec![Default::default()], ..Default::default() };
+        trainer.learn(&torch_pass(), 0, &mut report, &CancelToken::new()).unwrap();
+        let gradients = trainer.learners[0].gradients();
+        assert_eq!(gradients.len(), trained.len(), "{name}");
+        for (parameter, gradient) in gradients {
+            let expected = &fixture[&format!("gradient.{parameter}")];
+            let largest = |tensor: &Tensor| {
+                tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+            };
+            let difference = largest(&gradient.sub(expected).unwrap());
+            // The bias before a batch norm has no effect: its gradient is zero but for rounding.
+            let scale = if parameter == "router.f2.bias" { 1.0 } else { largest(expected) };
+            assert!(scale > 0.05, "{name} {parameter}: nothing to compare");
+            assert!(difference < 1e-4 * scale, "{name} {parameter}: differs by {difference} of {scale}");
+        }
+    }
 }
 
 fn weights(trainer: &Trainer) -> Vec<(String, Vec<f32>)> {

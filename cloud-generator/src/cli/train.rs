@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use clap::Args;
 use edgeweld::CancelToken;
-use edgeweld_cloud::data::{Splits, read_tasks};
+use edgeweld_cloud::data::{Splits, read_tasks, read_wordings};
 use edgeweld_cloud::files::write_atomically;
 use edgeweld_cloud::generator::LanguageModel;
 use edgeweld_cloud::train::{Sampler, StepReport, TrainConfig, Trainer, curves, fits};
@@ -27,6 +27,9 @@ pub(crate) struct TrainArgs {
     /// Data file (task, mc or instr lines, gzip or not); repeat for more.
     #[arg(long, required = true)]
     data: Vec<PathBuf>,
+    /// Other wordings of the tasks' instructions: lines of `{"task", "descriptions": […]}`, gzip or not.
+    #[arg(long)]
+    wordings: Option<PathBuf>,
     /// JSON file of the tasks that are kept out of training.
     #[arg(long)]
     splits: PathBuf,
@@ -54,6 +57,10 @@ pub(crate) fn run(args: TrainArgs, cancel: &CancelToken) -> Result<()> {
     let mut tasks = Vec::new();
     for path in &args.data {
         tasks.extend(read_tasks(path)?.into_iter().filter(|task| splits.trains_on(task)));
+    }
+    if let Some(path) = &args.wordings {
+        let mut wordings = read_wordings(path)?;
+        tasks.iter_mut().for_each(|task| task.wordings.extend(wordings.remove(&task.name).unwrap_or_default()));
     }
     let device = Device::Cpu;
     let cloud = LanguageModel::load(&args.cloud, &device)?;

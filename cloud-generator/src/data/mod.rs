@@ -3,7 +3,7 @@
 mod read;
 mod splits;
 
-pub use read::read_tasks;
+pub use read::{read_tasks, read_wordings};
 pub use splits::Splits;
 
 /// What one prompt is about: its wording, examples of it, and items to be solved with it.
@@ -13,6 +13,8 @@ pub struct Task {
     pub name: String,
     /// The instruction.
     pub definition: String,
+    /// Other wordings of it, which training draws from too.
+    pub wordings: Vec<String>,
     /// Worked examples that a prompt may show.
     pub examples: Vec<(String, String)>,
     /// Items, none of which is among the examples.
@@ -44,7 +46,12 @@ pub struct Question {
 impl Task {
     /// The prompt with its first `example_count` examples.
     pub fn prompt(&self, example_count: usize) -> String {
-        let mut prompt = self.definition.clone();
+        self.prompt_worded(&self.definition, example_count)
+    }
+
+    /// The prompt in another wording of its instruction.
+    pub fn prompt_worded(&self, wording: &str, example_count: usize) -> String {
+        let mut prompt = wording.to_owned();
         for (input, output) in self.examples.iter().take(example_count) {
             prompt += &format!("\n\nInput: {input}\nOutput: {output}");
         }

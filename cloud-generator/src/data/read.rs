@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -14,6 +15,8 @@ enum Record {
     Task {
         task: String,
         definition: String,
+        #[serde(default)]
+        definitions: Vec<String>,
         #[serde(default)]
         examples: Vec<Example>,
         instances: Vec<Instance>,
@@ -52,34 +55,47 @@ struct Instance {
 const MULTIPLE_CHOICE_DEFINITION: &str =
     "Answer the question. Choose one of the options and reply with the text of the correct option only.";
 
+#[derive(Deserialize)]
+struct Wordings {
+    task: String,
+    descriptions: Vec<String>,
+}
+
+/// Reads other wordings of tasks' instructions by the task's name: lines of `{"task", "descriptions": […]}`.
+///
+/// # Errors
+/// As [`read_tasks`].
+pub fn read_wordings(path: &Path) -> Result<HashMap<String, Vec<String>>> {
+    let mut wordings = HashMap::new();
+    each_line(path, |line| {
+        let line: Wordings = serde_json::from_str(line)?;
+        wordings.insert(line.task, line.descriptions);
+        Ok(())
+    })?;
+    Ok(wordings)
+}
+
 /// Reads the tasks of one file: a *task* line is a task, all *mc* lines of one name together are one, and each
 /// *instr* line with an input is one with a single item.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::InvalidData`] for a line of none of these schemas.
 pub fn read_tasks(path: &Path) -> Result<Vec<Task>> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let reader: Box<dyn Read> = match path.extension() {
-        Some(extension) if extension == "gz" => Box::new(GzDecoder::new(file)),
-        _ => Box::new(file),
-    };
     let mut tasks: Vec<Task> = Vec::new();
-    for (index, line) in BufReader::new(reader).lines().enumerate() {
-        let line = line.map_err(Error::io(path))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let invalid = |reason: String| Error::InvalidData { path: path.into(), line: index + 1, reason };
-        let record = serde_json::from_str(&line).map_err(|error| invalid(error.to_string()))?;
+    each_line(path, |line| {
+        let record = serde_json::from_str(line)?;
         match record {
-            Record::Task { task, definition, examples, instances } => tasks.push(Task {
+            Record::Task { task, definition, definitions, examples, instances } => tasks.push(Task {
                 name: task,
                 definition: definition.trim().to_owned(),
+                wordings: definitions,
                 examples: examples.into_iter().map(|example| (example.input, example.output)).collect(),
                 items: instances.into_iter().filter(|item| !item.output.is_empty()).map(item).collect(),
             }),
             Record::MultipleChoice { task, context, question, choices, answer } => {
-                let right = choices.get(answer).cloned().ok_or_else(|| invalid(format!("no choice {answer}")))?;
+                let Some(right) = choices.get(answer).cloned() else {
+                    return Err(serde::de::Error::custom(format!("no choice {answer}")));
+                };
                 let before = context.as_ref().map(|context| format!("{context}\n")).unwrap_or_default();
                 let options: String = choices.iter().map(|choice| format!("\n- {choice}")).collect();
                 let input = format!("{before}{question}{options}");
@@ -90,6 +106,7 @@ pub fn read_tasks(path: &Path) -> Result<Vec<Task>> {
                     _ => tasks.push(Task {
                         name: task,
                         definition: MULTIPLE_CHOICE_DEFINITION.into(),
+                        wordings: Vec::new(),
                         examples: Vec::new(),
                         items: vec![item],
                     }),
@@ -98,13 +115,35 @@ pub fn read_tasks(path: &Path) -> Result<Vec<Task>> {
             Record::Instruction { id, instruction, input, output } if !input.trim().is_empty() => tasks.push(Task {
                 name: id,
                 definition: instruction,
+                wordings: Vec::new(),
                 examples: Vec::new(),
                 items: vec![Item { input, outputs: vec![output], choices: Vec::new(), question: None }],
             }),
             Record::Instruction { .. } => {}
         }
-    }
+        Ok(())
+    })?;
     Ok(tasks)
+}
+
+// Calls `take` with every line that is not blank.
+fn each_line(path: &Path, mut take: impl FnMut(&str) -> serde_json::Result<()>) -> Result<()> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    let reader: Box<dyn Read> = match path.extension() {
+        Some(extension) if extension == "gz" => Box::new(GzDecoder::new(file)),
+        _ => Box::new(file),
+    };
+    for (index, line) in BufReader::new(reader).lines().enumerate() {
+        let line = line.map_err(Error::io(path))?;
+        if !line.trim().is_empty() {
+            take(&line).map_err(|error| Error::InvalidData {
+                path: path.into(),
+                line: index + 1,
+                reason: error.to_string(),
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn item(instance: Instance) -> Item {

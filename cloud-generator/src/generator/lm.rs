@@ -2,15 +2,15 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use edgeweld::gguf::GgufFile;
-use edgeweld::model::Decoder;
+use edgeweld::model::{Backend, Cpu, CpuOptions, Decoder};
 use edgeweld::pack::ModelIdentity;
 use edgeweld::tokenizer::{EncodeOptions, Tokenizer};
 use edgeweld::{CancelToken, Digest};
 
 use crate::Result;
-use crate::grad::Grad;
+use crate::grad::{Batch, Grad};
 
 /// A frozen language model on the differentiable backend, with its tokenizer.
 pub struct LanguageModel {
@@ -22,6 +22,8 @@ pub struct LanguageModel {
     pub digest: Digest,
     /// What packs for it must name.
     pub identity: ModelIdentity,
+    // The same weights on the edge runtime's kernels, where there is no GPU: several times faster than gradients need.
+    inference: Option<Decoder<Cpu>>,
 }
 
 impl LanguageModel {
@@ -32,15 +34,33 @@ impl LanguageModel {
         let decoder = Decoder::load(&file, backend, &CancelToken::default(), &mut |_, _| {})?;
         let tokenizer = Tokenizer::from_gguf(file.metadata())?;
         let identity = ModelIdentity::of(&file, &tokenizer)?;
-        Ok(Self { decoder, tokenizer, digest: identity.base, identity })
+        let inference = device.is_cpu().then(|| -> Result<_> {
+            let cpu = Cpu::new(&CpuOptions { threads: Some(rayon::current_num_threads()) })?;
+            Ok(Decoder::load(&file, Arc::new(cpu), &CancelToken::default(), &mut |_, _| {})?)
+        });
+        Ok(Self { decoder, tokenizer, digest: identity.base, identity, inference: inference.transpose()? })
+    }
+
+    /// The states of `ids` after the first `layer_count` layers, without gradients: `[ids, hidden]`.
+    ///
+    /// On the CPU they are those of the edge runtime, to the bit.
+    pub fn states(&self, ids: &[u32], layer_count: usize, cancel: &CancelToken) -> Result<Tensor> {
+        let Some(inference) = &self.inference else {
+            let lower = cut(&self.decoder, 0..layer_count);
+            let mut batch = Batch::packed(&[ids.len()], vec![None]);
+            return Ok(lower.hidden(lower.embed(ids)?, &mut batch, None, cancel)?.detach());
+        };
+        let lower = cut(inference, 0..layer_count);
+        let mut sequence = lower.backend.sequence(&lower.config.attention, ids.len())?;
+        let states = lower.hidden(lower.embed(ids)?, &mut sequence, None, cancel)?;
+        let mut values = Vec::new();
+        lower.backend.read(&states, &mut values)?;
+        Ok(Tensor::from_vec(values, (ids.len(), lower.config.hidden_size), &Device::Cpu)?)
     }
 
     /// The decoder cut to `layers`; it shares their weights.
     pub fn layers(&self, layers: Range<usize>) -> Decoder<Grad> {
-        let mut decoder = self.decoder.clone();
-        decoder.layers = decoder.layers[layers.clone()].to_vec();
-        decoder.config.attention = decoder.config.attention[layers].to_vec();
-        decoder
+        cut(&self.decoder, layers)
     }
 
     /// Token ids of plain text, with BOS where the model wants it.
@@ -49,6 +69,13 @@ impl LanguageModel {
         let end = ids.len() - usize::from(self.tokenizer.adds_eos() && ids.last().copied() == self.tokenizer.eos());
         Ok(ids[..end].to_vec())
     }
+}
+
+fn cut<B: Backend>(decoder: &Decoder<B>, layers: Range<usize>) -> Decoder<B> {
+    let mut decoder = decoder.clone();
+    decoder.layers = decoder.layers[layers.clone()].to_vec();
+    decoder.config.attention = decoder.config.attention[layers].to_vec();
+    decoder
 }
 
 /// What the edge model sees of a user's turn once the prompt is dropped, up to where it answers: the ChatML turn

@@ -52,10 +52,8 @@ impl Generator {
                 Ok(PromptState::Prefix(sequence.into_prefix().expect("the prompt is not empty")))
             }
             Reading::Pooled => {
-                let layers = cloud.layers(0..(decoder.config.layer_count() * 2).div_ceil(3));
-                let mut batch = Batch::packed(&[ids.len()], vec![None]);
-                let h = layers.hidden(decoder.embed(ids)?, &mut batch, None, cancel)?;
-                Ok(PromptState::Pooled(h.mean(0)?.detach()))
+                let states = cloud.states(ids, (decoder.config.layer_count() * 2).div_ceil(3), cancel)?;
+                Ok(PromptState::Pooled(states.mean(0)?))
             }
             Reading::None => Ok(PromptState::None),
         }

@@ -10,14 +10,14 @@ use super::{Sample, TrainConfig};
 use crate::Result;
 use crate::data::Item;
 use crate::generator::{LanguageModel, user_turn};
-use crate::grad::{Batch, Grad};
+use crate::grad::Grad;
 
 /// The edge model in two parts, and items as the first has left them.
 pub(super) struct Items {
     pub(super) edge: LanguageModel,
     /// The layers with deltas.
     pub(super) upper: Decoder<Grad>,
-    lower: Decoder<Grad>,
+    lower_count: usize,
     states: HashMap<Vec<u32>, Tensor>,
     size_bytes: usize,
     size_limit: usize,
@@ -38,7 +38,7 @@ impl Items {
         let (first, count) = (config.generator.first_layer, edge.decoder.config.layer_count());
         Self {
             upper: edge.layers(first..count),
-            lower: edge.layers(0..first),
+            lower_count: first,
             edge,
             states: HashMap::new(),
             size_bytes: 0,
@@ -78,9 +78,8 @@ impl Items {
         if let Some(state) = self.states.get(ids) {
             return Ok(state.clone());
         }
-        let mut batch = Batch::packed(&[ids.len()], vec![None]);
-        let state = self.lower.hidden(self.lower.embed(ids)?, &mut batch, None, cancel)?.detach();
-        if self.size_bytes < self.size_limit && !self.lower.layers.is_empty() {
+        let state = self.edge.states(ids, self.lower_count, cancel)?;
+        if self.size_bytes < self.size_limit && self.lower_count > 0 {
             self.size_bytes += 4 * state.elem_count();
             self.states.insert(ids.to_vec(), state.clone());
         }

@@ -35,6 +35,11 @@ impl Learner {
         }
     }
 
+    /// The gradients of the passes since the last update, by the parameter's name.
+    pub fn gradients(&self) -> &BTreeMap<String, Tensor> {
+        &self.gradients
+    }
+
     /// Adds one pass's gradients to those of this step.
     pub(super) fn take(&mut self, gradients: &GradStore, statistics: Option<BatchStatistics>) -> Result<()> {
         self.statistics.extend(statistics);

@@ -142,6 +142,11 @@ fn open(task: &Task, config: &TrainConfig, rng: &mut StdRng) -> Step {
     Step { prompt: prompt(task, config, rng), recurs: task.items.len() > 1, samples }
 }
 
+// Every other prompt in another wording, where there are any.
 fn prompt(task: &Task, config: &TrainConfig, rng: &mut StdRng) -> String {
-    task.prompt(rng.random_range(0..=config.examples_max.min(task.examples.len())))
+    let example_count = rng.random_range(0..=config.examples_max.min(task.examples.len()));
+    match task.wordings.choose(rng) {
+        Some(wording) if rng.random_bool(0.5) => task.prompt_worded(wording, example_count),
+        _ => task.prompt(example_count),
+    }
 }

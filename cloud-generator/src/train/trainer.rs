@@ -116,28 +116,38 @@ impl Trainer {
     /// [`edgeweld::Error::Cancelled`] within one layer of the cancellation, with everything as before the step.
     pub fn advance(&mut self, cancel: &CancelToken) -> Result<StepReport> {
         self.learners.iter_mut().for_each(Learner::forget);
-        let count = self.config.accumulation;
         let mut report = StepReport { step: self.step + 1, rate: self.config.rate(self.step), ..Default::default() };
         report.learners = vec![LearnerReport::default(); self.learners.len()];
-        for index in 0..count {
-            let pass = self.step * count as u64 + index as u64;
+        let count = self.config.accumulation as u64;
+        for pass in self.step * count..(self.step + 1) * count {
             let steps = self.sampler.pass(&self.config, pass);
-            let lessons = self.lessons(&steps, cancel)?;
-            report.tokens += lessons.states.dim(0)?;
-            for learner in 0..self.learners.len() {
-                let (total, tokens, statistics, part) = self.loss(learner, &steps, &lessons, pass, cancel)?;
-                let gradients = (total / count as f64)?.backward()?;
-                cancel.check()?;
-                self.learners[learner].take(&gradients, statistics)?;
-                report.tokens += tokens;
-                report.learners[learner].add(&part, count as f64);
-            }
+            self.learn(&steps, pass, &mut report, cancel)?;
         }
         for (learner, report) in self.learners.iter_mut().zip(&mut report.learners) {
             report.gradient_norm = learner.update(&self.config, self.step)?;
         }
         self.step += 1;
         Ok(report)
+    }
+
+    /// Adds the gradients of one pass, a share of `1 / accumulation`, to those the learners keep
+    /// ([`Learner::gradients`]), and its losses to `report`, which has an entry per learner. No weight changes.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
+    pub fn learn(&mut self, steps: &[Step], pass: u64, report: &mut StepReport, cancel: &CancelToken) -> Result<()> {
+        let count = self.config.accumulation as f64;
+        let lessons = self.lessons(steps, cancel)?;
+        report.tokens += lessons.states.dim(0)?;
+        for learner in 0..self.learners.len() {
+            let (total, tokens, statistics, part) = self.loss(learner, steps, &lessons, pass, cancel)?;
+            let gradients = (total / count)?.backward()?;
+            cancel.check()?;
+            self.learners[learner].take(&gradients, statistics)?;
+            report.tokens += tokens;
+            report.learners[learner].add(&part, count);
+        }
+        Ok(())
     }
 
     fn lessons(&mut self, steps: &[Step], cancel: &CancelToken) -> Result<Lessons> {
