@@ -4,13 +4,18 @@ use std::io::Write;
 use std::path::Path;
 
 use edgeweld_cloud::Error;
-use edgeweld_cloud::data::{Splits, Task, read_tasks};
+use edgeweld_cloud::data::{Splits, Task, read_tasks, read_wordings};
 use edgeweld_cloud::train::TrainConfig;
+use tempfile::NamedTempFile;
 
-fn read(lines: &str) -> Result<Vec<Task>, Error> {
+fn file(lines: &str) -> NamedTempFile {
     let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile().unwrap();
     file.write_all(lines.as_bytes()).unwrap();
-    read_tasks(file.path())
+    file
+}
+
+fn read(lines: &str) -> Result<Vec<Task>, Error> {
+    read_tasks(file(lines).path())
 }
 
 #[test]
@@ -30,6 +35,18 @@ fn reads_tasks_multiple_choice_and_instructions() {
     assert_eq!(tasks[1].items[0].input, "Title -- text\nIs it?\n- yes\n- no");
     assert_eq!(tasks[1].label_set(2), ["no", "yes"]);
     assert!(tasks[1].label_set(1).is_empty());
+}
+
+#[test]
+fn reads_other_wordings_of_an_instruction() {
+    let tasks = read(
+        r#"{"task":"t1","definition":"Say yes.","definitions":["Agree."],"instances":[{"input":"b","output":["yes"]}]}"#,
+    );
+    assert_eq!(tasks.unwrap()[0].wordings, ["Agree."]);
+    let wordings = read_wordings(file(r#"{"task":"t1","t2l_id":"x","descriptions":["Nod.","Consent."]}"#).path());
+    assert_eq!(wordings.unwrap()["t1"], ["Nod.", "Consent."]);
+    let error = read_wordings(file(r#"{"task":"t1"}"#).path()).unwrap_err();
+    assert!(matches!(error, Error::InvalidData { line: 1, .. }), "{error}");
 }
 
 #[test]
