@@ -3,8 +3,9 @@ use std::sync::Arc;
 use edgeweld::generate;
 
 use crate::live::Live;
+use crate::onnx;
 use crate::task::Running;
-use crate::{SdkError, Session, TaskHandle};
+use crate::{OnnxOptions, ProviderOutcome, SdkError, Session, TaskHandle};
 
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
@@ -13,6 +14,8 @@ pub enum Device {
     Cpu,
     /// The system's Apple GPU, in a library built with it.
     Metal,
+    /// ONNX Runtime on a folder with an exported model, in a library built with it; `LoadOptions.onnx` says how.
+    Onnx,
 }
 
 /// How a model is loaded.
@@ -30,6 +33,9 @@ pub struct LoadOptions {
     /// Path of a Hugging Face `tokenizer.json` to use instead of the model file's own tokenizer.
     #[uniffi(default = None)]
     pub tokenizer_json: Option<String>,
+    /// How ONNX Runtime is used, if it is the device.
+    #[uniffi(default = None)]
+    pub onnx: Option<OnnxOptions>,
 }
 
 /// Is told how loading goes, on the thread that called.
@@ -68,7 +74,8 @@ pub struct Engine {
 
 #[uniffi::export]
 impl Engine {
-    /// Loads the GGUF file at a path. Blocks for up to a second; weights are memory-mapped, so the file must stay.
+    /// Loads the GGUF file at a path, or the folder of an exported model for ONNX Runtime. Blocks for up to a second;
+    /// weights are memory-mapped, so the files must stay.
     #[uniffi::constructor(default(listener = None, task = None, options))]
     pub fn load_blocking(
         path: String,
@@ -81,10 +88,13 @@ impl Engine {
             device: match options.device {
                 None | Some(Device::Cpu) => generate::Device::Cpu,
                 Some(Device::Metal) => generate::Device::Metal,
+                Some(Device::Onnx) => generate::Device::Onnx,
             },
             threads: options.threads.map(|threads| threads as usize),
             context_length: options.context_length.map(|length| length as usize),
             tokenizer_json: options.tokenizer_json.map(Into::into),
+            #[cfg(feature = "onnx")]
+            onnx: options.onnx.unwrap_or_default().into(),
             cancel: running.cancel().clone(),
         };
         let mut failure = None;
@@ -119,6 +129,11 @@ impl Engine {
             vocab_size: config.vocab_size as u32,
             context_length: self.inner.context_length() as u32,
         })
+    }
+
+    /// What became of each preferred execution provider of ONNX Runtime; empty on other devices.
+    pub fn providers(&self) -> Result<Vec<ProviderOutcome>, SdkError> {
+        Ok(onnx::outcomes(&self.inner))
     }
 
     /// Tokens that a text has in this model.

@@ -119,6 +119,8 @@ impl From<Error> for SdkError {
             Error::InvalidOption { option, reason } => invalid(option, reason),
             Error::MalformedDigest { .. } => invalid("digest", reason),
             Error::DeviceUnavailable { .. } => invalid("device", reason),
+            Error::LibraryMissing { .. } | Error::LibraryTooOld { .. } => invalid("onnx.library", reason),
+            Error::ProviderFailed { .. } => invalid("onnx.providers", reason),
             Error::Template { .. } => invalid("messages", reason),
             Error::Constraint { .. } | Error::NoToken => invalid("constraint", reason),
             Error::PrefixMismatch { .. } | Error::InvalidPrefix { .. } => invalid("prefix", reason),
@@ -131,7 +133,8 @@ impl From<Error> for SdkError {
             | Error::MissingTensor { .. }
             | Error::UnexpectedTensor { .. }
             | Error::ShapeMismatch { .. }
-            | Error::InvalidTokenizer { .. } => Self::InvalidModel { reason },
+            | Error::InvalidTokenizer { .. }
+            | Error::InvalidGraph { .. } => Self::InvalidModel { reason },
             Error::ContextFull { required, available } => {
                 Self::ContextFull { required_tokens: required as u64, available_tokens: available as u64 }
             }

@@ -14,6 +14,7 @@ mod live;
 mod log_listener;
 mod merge;
 mod message;
+mod onnx;
 mod pack;
 mod session;
 mod task;
@@ -27,6 +28,7 @@ pub use live::live_object_count;
 pub use log_listener::{LogLevel, LogListener, set_log_listener};
 pub use merge::{MergeListener, MergeMode, MergeOptions, MergeProgress, MergeReport, MergeStage, MergedPack};
 pub use message::{Message, Role, ToolCall};
+pub use onnx::{OnnxOptions, Provider, ProviderOutcome};
 pub use pack::{
     DownloadListener, DownloadOptions, DownloadProgress, Measurement, PackInfo, PackStore, StoreOptions, VerifiedPack,
 };

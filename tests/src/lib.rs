@@ -3,6 +3,8 @@
 
 pub mod arms;
 pub mod models;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 pub mod process;
 mod stand_in;
 mod table;

@@ -28,6 +28,13 @@ pub(crate) const CHECK: &[Lane] = &[
     lane("core, only download", || clippy_core(&["--no-default-features", "--features", "download"])),
     lane("core, only constrain", || clippy_core(&["--no-default-features", "--features", "constrain"])),
     lane("core, only onnx", || clippy_core(&["--no-default-features", "--features", "onnx"])),
+    lane("everything with onnx", || {
+        const PACKAGES: [&str; 4] = ["edgeweld", "edgeweld-ffi", "edgeweld-tests", "edgeweld-examples"];
+        let mut clippy = shell::cargo(&["clippy", "--all-targets"]);
+        clippy.args(PACKAGES.iter().flat_map(|package| ["--package", package]));
+        clippy.args(PACKAGES.iter().flat_map(|package| ["--features".to_owned(), format!("{package}/onnx")]));
+        shell::run(clippy.args(["--", "-D", "warnings"]))
+    }),
     lane("docs", || shell::run(shell::cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))),
 ];
 
@@ -36,8 +43,10 @@ pub(crate) const TEST: &[Lane] = &[
     lane("models", models::obtain),
     lane("rust", || shell::run(shell::cargo(&["test", "--workspace"]).env("EDGEWELD_MODELS", models::folder()))),
     lane("onnx", || {
-        let args = ["test", "--package", "edgeweld", "--no-default-features", "--features", "onnx"];
-        let mut test = shell::cargo(&[&args[..], &["--test", "onnx", "--test", "onnx_library"]].concat());
+        let packages = ["test", "--package", "edgeweld", "--package", "edgeweld-ffi", "--no-default-features"];
+        let args =
+            ["--features", "edgeweld/onnx,edgeweld-ffi/onnx", "--lib", "--test", "onnx", "--test", "onnx_library"];
+        let mut test = shell::cargo(&[&packages[..], &args].concat());
         test.env("EDGEWELD_MODELS", models::folder()).env("EDGEWELD_ONNXRUNTIME", onnxruntime::library()?);
         shell::run(&mut test)
     }),

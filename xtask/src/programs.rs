@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 
-use crate::{llama_cpp, models, shell};
+use crate::{llama_cpp, models, onnxruntime, python, shell};
 
 /// `cargo xtask parity`.
 pub(crate) fn parity(args: &[String]) -> Result<()> {
-    release("parity", &[], args)
+    release("parity", with_onnx(args, &[]), args)
 }
 
 /// `cargo xtask bench`.
@@ -15,7 +15,12 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     if args.iter().any(|arg| arg.contains("llama-cpp")) && !args.iter().any(|arg| arg.starts_with("--llama-bin")) {
         args.extend(["--llama-bin".to_owned(), llama_cpp::programs()?.display().to_string()]);
     }
-    release("bench", WITHOUT_CANDLE, &args)
+    if args.iter().any(|arg| arg.contains("onnxruntime-genai"))
+        && !args.iter().any(|arg| arg.starts_with("--genai-python"))
+    {
+        args.extend(["--genai-python".to_owned(), python::with_genai()?.display().to_string()]);
+    }
+    release("bench", with_onnx(&args, WITHOUT_CANDLE), &args)
 }
 
 /// `cargo xtask demo`: builds the server's program and the demo, which runs it.
@@ -28,6 +33,11 @@ pub(crate) fn demo(args: &[String]) -> Result<()> {
 
 /// The tensor library is minutes of building, and only `parity` compares with it.
 const WITHOUT_CANDLE: &[&str] = &["--no-default-features"];
+
+/// Features for these arguments: ONNX Runtime is compared with everything there is.
+fn with_onnx(args: &[String], otherwise: &'static [&'static str]) -> &'static [&'static str] {
+    if args.iter().any(|arg| arg.contains("onnx")) { &["--features", "onnx"] } else { otherwise }
+}
 
 fn release(bin: &str, features: &[&str], args: &[String]) -> Result<()> {
     models::obtain()?;
@@ -42,5 +52,10 @@ fn build(package: &str, bin: &str, features: &[&str]) -> Result<()> {
 
 fn run_built(bin: &str, args: &[String]) -> Result<()> {
     let program = shell::build_folder().join("release").join(format!("{bin}{}", std::env::consts::EXE_SUFFIX));
-    shell::run(shell::command(program, args).env("EDGEWELD_MODELS", models::folder()))
+    let mut run = shell::command(program, args);
+    run.env("EDGEWELD_MODELS", models::folder());
+    if args.iter().any(|arg| arg.contains("onnx")) {
+        run.env("EDGEWELD_ONNXRUNTIME", onnxruntime::library()?);
+    }
+    shell::run(&mut run)
 }

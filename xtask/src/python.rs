@@ -53,6 +53,19 @@ pub(crate) fn with_peer_packages() -> Result<OsString> {
     Ok(private)
 }
 
+/// A Python with onnxruntime-genai, the rival of the ONNX Runtime backend: a private virtual environment, filled when first
+/// needed.
+pub(crate) fn with_genai() -> Result<PathBuf> {
+    const PACKAGES: [&str; 2] = ["onnxruntime-genai==0.18.0", "onnxruntime==1.32.0"];
+    let folder = shell::build_folder().join("xtask/genai");
+    let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    if !shell::succeeds(&mut shell::command(&python, &["-c", "import onnxruntime_genai"])) {
+        shell::run(shell::command(interpreter()?, &["-m", "venv"]).arg(&folder))?;
+        shell::run(shell::command(&python, &["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
+    }
+    Ok(python)
+}
+
 /// Runs every script `tests/fixtures/make_*.py`.
 pub(crate) fn fixtures() -> Result<()> {
     let folder = shell::workspace().join(FIXTURES);

@@ -538,13 +538,15 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_edgeweld_ffi_checksum_method_engine_merged_pack() != 12317:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_edgeweld_ffi_checksum_method_engine_providers() != 32038:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_edgeweld_ffi_checksum_method_engine_save_merged_blocking() != 506:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_edgeweld_ffi_checksum_method_engine_session() != 54143:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_edgeweld_ffi_checksum_method_engine_unmerge() != 16605:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_edgeweld_ffi_checksum_constructor_engine_load_blocking() != 32:
+    if lib.uniffi_edgeweld_ffi_checksum_constructor_engine_load_blocking() != 45840:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_edgeweld_ffi_checksum_method_loadlistener_on_load() != 43438:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -636,6 +638,9 @@ _UniffiLib.uniffi_edgeweld_ffi_checksum_method_engine_merge_blocking.restype = c
 _UniffiLib.uniffi_edgeweld_ffi_checksum_method_engine_merged_pack.argtypes = (
 )
 _UniffiLib.uniffi_edgeweld_ffi_checksum_method_engine_merged_pack.restype = ctypes.c_uint16
+_UniffiLib.uniffi_edgeweld_ffi_checksum_method_engine_providers.argtypes = (
+)
+_UniffiLib.uniffi_edgeweld_ffi_checksum_method_engine_providers.restype = ctypes.c_uint16
 _UniffiLib.uniffi_edgeweld_ffi_checksum_method_engine_save_merged_blocking.argtypes = (
 )
 _UniffiLib.uniffi_edgeweld_ffi_checksum_method_engine_save_merged_blocking.restype = ctypes.c_uint16
@@ -749,6 +754,11 @@ _UniffiLib.uniffi_edgeweld_ffi_fn_method_engine_merged_pack.argtypes = (
     ctypes.POINTER(_UniffiRustCallStatus),
 )
 _UniffiLib.uniffi_edgeweld_ffi_fn_method_engine_merged_pack.restype = _UniffiRustBuffer
+_UniffiLib.uniffi_edgeweld_ffi_fn_method_engine_providers.argtypes = (
+    ctypes.c_uint64,
+    ctypes.POINTER(_UniffiRustCallStatus),
+)
+_UniffiLib.uniffi_edgeweld_ffi_fn_method_engine_providers.restype = _UniffiRustBuffer
 _UniffiLib.uniffi_edgeweld_ffi_fn_method_engine_save_merged_blocking.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -2011,6 +2021,11 @@ class Device(enum.Enum):
     The system's Apple GPU, in a library built with it.
 """
 
+    ONNX = 2
+    """
+    ONNX Runtime on a folder with an exported model, in a library built with it; `LoadOptions.onnx` says how.
+"""
+
 
 
 class _UniffiFfiConverterTypeDevice(_UniffiConverterRustBuffer):
@@ -2021,6 +2036,8 @@ class _UniffiFfiConverterTypeDevice(_UniffiConverterRustBuffer):
             return Device.CPU
         if variant == 2:
             return Device.METAL
+        if variant == 3:
+            return Device.ONNX
         raise InternalError("Raw enum value doesn't match any cases")
 
     @staticmethod
@@ -2028,6 +2045,8 @@ class _UniffiFfiConverterTypeDevice(_UniffiConverterRustBuffer):
         if value == Device.CPU:
             return
         if value == Device.METAL:
+            return
+        if value == Device.ONNX:
             return
         raise ValueError(value)
 
@@ -2037,6 +2056,8 @@ class _UniffiFfiConverterTypeDevice(_UniffiConverterRustBuffer):
             buf.write_i32(1)
         if value == Device.METAL:
             buf.write_i32(2)
+        if value == Device.ONNX:
+            buf.write_i32(3)
 
 
 
@@ -2065,12 +2086,200 @@ class _UniffiFfiConverterOptionalTypeDevice(_UniffiConverterRustBuffer):
         else:
             raise InternalError("Unexpected flag byte for optional type")
 
+
+
+
+
+
+class Provider(enum.Enum):
+    """
+    An execution provider of ONNX Runtime.
+"""
+
+    CPU = 0
+    """
+    ONNX Runtime's own CPU kernels.
+"""
+
+    XNNPACK = 1
+    """
+    XNNPACK: CPUs of phones.
+"""
+
+    NNAPI = 2
+    """
+    Android's NNAPI.
+"""
+
+    QNN = 3
+    """
+    Qualcomm's NPUs.
+"""
+
+    CORE_ML = 4
+    """
+    Apple's Core ML.
+"""
+
+    CUDA = 5
+    """
+    NVIDIA's GPUs.
+"""
+
+
+
+class _UniffiFfiConverterTypeProvider(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        variant = buf.read_i32()
+        if variant == 1:
+            return Provider.CPU
+        if variant == 2:
+            return Provider.XNNPACK
+        if variant == 3:
+            return Provider.NNAPI
+        if variant == 4:
+            return Provider.QNN
+        if variant == 5:
+            return Provider.CORE_ML
+        if variant == 6:
+            return Provider.CUDA
+        raise InternalError("Raw enum value doesn't match any cases")
+
+    @staticmethod
+    def check_lower(value):
+        if value == Provider.CPU:
+            return
+        if value == Provider.XNNPACK:
+            return
+        if value == Provider.NNAPI:
+            return
+        if value == Provider.QNN:
+            return
+        if value == Provider.CORE_ML:
+            return
+        if value == Provider.CUDA:
+            return
+        raise ValueError(value)
+
+    @staticmethod
+    def write(value, buf):
+        if value == Provider.CPU:
+            buf.write_i32(1)
+        if value == Provider.XNNPACK:
+            buf.write_i32(2)
+        if value == Provider.NNAPI:
+            buf.write_i32(3)
+        if value == Provider.QNN:
+            buf.write_i32(4)
+        if value == Provider.CORE_ML:
+            buf.write_i32(5)
+        if value == Provider.CUDA:
+            buf.write_i32(6)
+
+
+
+class _UniffiFfiConverterSequenceTypeProvider(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        for item in value:
+            _UniffiFfiConverterTypeProvider.check_lower(item)
+
+    @classmethod
+    def write(cls, value, buf):
+        items = len(value)
+        buf.write_i32(items)
+        for item in value:
+            _UniffiFfiConverterTypeProvider.write(item, buf)
+
+    @classmethod
+    def read(cls, buf):
+        count = buf.read_i32()
+        if count < 0:
+            raise InternalError("Unexpected negative sequence length")
+
+        return [
+            _UniffiFfiConverterTypeProvider.read(buf) for i in range(count)
+        ]
+
+@dataclass
+class OnnxOptions:
+    """
+    How ONNX Runtime is used. Its shared library is Microsoft's and comes with the app: in the package
+    `com.microsoft.onnxruntime:onnxruntime-android` or `onnxruntime` on the JVM, `onnxruntime-c` on Apple's systems, the
+    Python package `onnxruntime`.
+"""
+    def __init__(self, *, library:typing.Optional[str] = _DEFAULT, providers:typing.List[Provider] = _DEFAULT):
+        if library is _DEFAULT:
+            self.library = None
+        else:
+            self.library = library
+        if providers is _DEFAULT:
+            self.providers = []
+        else:
+            self.providers = providers
+
+
+
+
+    def __str__(self):
+        return "OnnxOptions(library={}, providers={})".format(self.library, self.providers)
+    def __eq__(self, other):
+        if self.library != other.library:
+            return False
+        if self.providers != other.providers:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeOnnxOptions(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return OnnxOptions(
+            library=_UniffiFfiConverterOptionalString.read(buf),
+            providers=_UniffiFfiConverterSequenceTypeProvider.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterOptionalString.check_lower(value.library)
+        _UniffiFfiConverterSequenceTypeProvider.check_lower(value.providers)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterOptionalString.write(value.library, buf)
+        _UniffiFfiConverterSequenceTypeProvider.write(value.providers, buf)
+
+class _UniffiFfiConverterOptionalTypeOnnxOptions(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        if value is not None:
+            _UniffiFfiConverterTypeOnnxOptions.check_lower(value)
+
+    @classmethod
+    def write(cls, value, buf):
+        if value is None:
+            buf.write_u8(0)
+            return
+
+        buf.write_u8(1)
+        _UniffiFfiConverterTypeOnnxOptions.write(value, buf)
+
+    @classmethod
+    def read(cls, buf):
+        flag = buf.read_u8()
+        if flag == 0:
+            return None
+        elif flag == 1:
+            return _UniffiFfiConverterTypeOnnxOptions.read(buf)
+        else:
+            raise InternalError("Unexpected flag byte for optional type")
+
 @dataclass
 class LoadOptions:
     """
     How a model is loaded.
 """
-    def __init__(self, *, device:typing.Optional[Device] = _DEFAULT, threads:typing.Optional[int] = _DEFAULT, context_length:typing.Optional[int] = _DEFAULT, tokenizer_json:typing.Optional[str] = _DEFAULT):
+    def __init__(self, *, device:typing.Optional[Device] = _DEFAULT, threads:typing.Optional[int] = _DEFAULT, context_length:typing.Optional[int] = _DEFAULT, tokenizer_json:typing.Optional[str] = _DEFAULT, onnx:typing.Optional[OnnxOptions] = _DEFAULT):
         if device is _DEFAULT:
             self.device = None
         else:
@@ -2087,12 +2296,16 @@ class LoadOptions:
             self.tokenizer_json = None
         else:
             self.tokenizer_json = tokenizer_json
+        if onnx is _DEFAULT:
+            self.onnx = None
+        else:
+            self.onnx = onnx
 
 
 
 
     def __str__(self):
-        return "LoadOptions(device={}, threads={}, context_length={}, tokenizer_json={})".format(self.device, self.threads, self.context_length, self.tokenizer_json)
+        return "LoadOptions(device={}, threads={}, context_length={}, tokenizer_json={}, onnx={})".format(self.device, self.threads, self.context_length, self.tokenizer_json, self.onnx)
     def __eq__(self, other):
         if self.device != other.device:
             return False
@@ -2101,6 +2314,8 @@ class LoadOptions:
         if self.context_length != other.context_length:
             return False
         if self.tokenizer_json != other.tokenizer_json:
+            return False
+        if self.onnx != other.onnx:
             return False
         return True
 
@@ -2112,6 +2327,7 @@ class _UniffiFfiConverterTypeLoadOptions(_UniffiConverterRustBuffer):
             threads=_UniffiFfiConverterOptionalUInt32.read(buf),
             context_length=_UniffiFfiConverterOptionalUInt32.read(buf),
             tokenizer_json=_UniffiFfiConverterOptionalString.read(buf),
+            onnx=_UniffiFfiConverterOptionalTypeOnnxOptions.read(buf),
         )
 
     @staticmethod
@@ -2120,6 +2336,7 @@ class _UniffiFfiConverterTypeLoadOptions(_UniffiConverterRustBuffer):
         _UniffiFfiConverterOptionalUInt32.check_lower(value.threads)
         _UniffiFfiConverterOptionalUInt32.check_lower(value.context_length)
         _UniffiFfiConverterOptionalString.check_lower(value.tokenizer_json)
+        _UniffiFfiConverterOptionalTypeOnnxOptions.check_lower(value.onnx)
 
     @staticmethod
     def write(value, buf):
@@ -2127,6 +2344,7 @@ class _UniffiFfiConverterTypeLoadOptions(_UniffiConverterRustBuffer):
         _UniffiFfiConverterOptionalUInt32.write(value.threads, buf)
         _UniffiFfiConverterOptionalUInt32.write(value.context_length, buf)
         _UniffiFfiConverterOptionalString.write(value.tokenizer_json, buf)
+        _UniffiFfiConverterOptionalTypeOnnxOptions.write(value.onnx, buf)
 
 @dataclass
 class Measurement:
@@ -2939,6 +3157,45 @@ class _UniffiFfiConverterTypePackInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterString.write(value.generator, buf)
         _UniffiFfiConverterMapStringString.write(value.labels, buf)
         _UniffiFfiConverterSequenceTypeMeasurement.write(value.quality, buf)
+
+@dataclass
+class ProviderOutcome:
+    """
+    What became of one preferred execution provider.
+"""
+    def __init__(self, *, provider:Provider, refusal:typing.Optional[str]):
+        self.provider = provider
+        self.refusal = refusal
+
+
+
+
+    def __str__(self):
+        return "ProviderOutcome(provider={}, refusal={})".format(self.provider, self.refusal)
+    def __eq__(self, other):
+        if self.provider != other.provider:
+            return False
+        if self.refusal != other.refusal:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeProviderOutcome(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return ProviderOutcome(
+            provider=_UniffiFfiConverterTypeProvider.read(buf),
+            refusal=_UniffiFfiConverterOptionalString.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterTypeProvider.check_lower(value.provider)
+        _UniffiFfiConverterOptionalString.check_lower(value.refusal)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterTypeProvider.write(value.provider, buf)
+        _UniffiFfiConverterOptionalString.write(value.refusal, buf)
 
 @dataclass
 class StoreOptions:
@@ -4282,6 +4539,29 @@ class _UniffiFfiConverterOptionalTypeMergedPack(_UniffiConverterRustBuffer):
         else:
             raise InternalError("Unexpected flag byte for optional type")
 
+class _UniffiFfiConverterSequenceTypeProviderOutcome(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        for item in value:
+            _UniffiFfiConverterTypeProviderOutcome.check_lower(item)
+
+    @classmethod
+    def write(cls, value, buf):
+        items = len(value)
+        buf.write_i32(items)
+        for item in value:
+            _UniffiFfiConverterTypeProviderOutcome.write(item, buf)
+
+    @classmethod
+    def read(cls, buf):
+        count = buf.read_i32()
+        if count < 0:
+            raise InternalError("Unexpected negative sequence length")
+
+        return [
+            _UniffiFfiConverterTypeProviderOutcome.read(buf) for i in range(count)
+        ]
+
 class _UniffiFfiConverterSequenceTypeMessage(_UniffiConverterRustBuffer):
     @classmethod
     def check_lower(cls, value):
@@ -4802,6 +5082,11 @@ class EngineProtocol(typing.Protocol):
         The pack that is in the model.
 """
         raise NotImplementedError
+    def providers(self, ) -> typing.List[ProviderOutcome]:
+        """
+        What became of each preferred execution provider of ONNX Runtime; empty on other devices.
+"""
+        raise NotImplementedError
     def save_merged_blocking(self, path: str,task: typing.Union[object, typing.Optional[TaskHandle]] = _DEFAULT) -> None:
         """
         Saves the merged model as a GGUF file that loads in place of the model and the pack. Blocks for seconds.
@@ -4828,7 +5113,8 @@ class Engine(EngineProtocol):
     @classmethod
     def load_blocking(cls, path: str,options: typing.Union[object, LoadOptions] = _DEFAULT,listener: typing.Union[object, typing.Optional[LoadListener]] = _DEFAULT,task: typing.Union[object, typing.Optional[TaskHandle]] = _DEFAULT) -> Engine:
         """
-        Loads the GGUF file at a path. Blocks for up to a second; weights are memory-mapped, so the file must stay.
+        Loads the GGUF file at a path, or the folder of an exported model for ONNX Runtime. Blocks for up to a second;
+        weights are memory-mapped, so the files must stay.
 """
 
         _UniffiFfiConverterString.check_lower(path)
@@ -4959,6 +5245,21 @@ class Engine(EngineProtocol):
         _uniffi_ffi_result = _uniffi_rust_call_with_error(
             _uniffi_error_converter,
             _UniffiLib.uniffi_edgeweld_ffi_fn_method_engine_merged_pack,
+            *_uniffi_lowered_args,
+        )
+        return _uniffi_lift_return(_uniffi_ffi_result)
+    def providers(self, ) -> typing.List[ProviderOutcome]:
+        """
+        What became of each preferred execution provider of ONNX Runtime; empty on other devices.
+"""
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterSequenceTypeProviderOutcome.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeSdkError
+        _uniffi_ffi_result = _uniffi_rust_call_with_error(
+            _uniffi_error_converter,
+            _UniffiLib.uniffi_edgeweld_ffi_fn_method_engine_providers,
             *_uniffi_lowered_args,
         )
         return _uniffi_lift_return(_uniffi_ffi_result)
@@ -5615,6 +5916,7 @@ __all__ = [
     "Arm",
     "FinishReason",
     "Device",
+    "Provider",
     "MergeMode",
     "MergeStage",
     "Role",
@@ -5626,6 +5928,7 @@ __all__ = [
     "SamplerOptions",
     "GenerateOptions",
     "Generation",
+    "OnnxOptions",
     "LoadOptions",
     "Measurement",
     "MergeOptions",
@@ -5636,6 +5939,7 @@ __all__ = [
     "Message",
     "ModelInfo",
     "PackInfo",
+    "ProviderOutcome",
     "StoreOptions",
     "TokenLogprob",
     "Token",

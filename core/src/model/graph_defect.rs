@@ -59,14 +59,12 @@ pub enum GraphDefect {
         actual: u64,
     },
     /// The folder's graph was made from another model file.
-    #[error("was made from a model file of {expected} bytes, {file:?} has {actual}")]
+    #[error("was made from another model file than the one beside it: {expected}, not {actual}")]
     OtherModel {
-        /// The model file beside the graph.
-        file: String,
-        /// Bytes of the file it was made from.
-        expected: u64,
-        /// Bytes of the file beside it.
-        actual: u64,
+        /// Digest of the file it was made from.
+        expected: crate::Digest,
+        /// Digest of the file beside it.
+        actual: crate::Digest,
     },
     /// A JSON file of the folder lacks a value, or has it in another form.
     #[error("{key}: {reason}")]

@@ -30,6 +30,7 @@ pub use graph_defect::GraphDefect;
 pub use load::LoadProgress;
 #[cfg(feature = "onnx")]
 pub use onnx::{
-    ExportOptions, Exported, Onnx, OnnxLora, OnnxOptions, Positions, Provider, ProviderOutcome, Value, export_onnx,
+    Activations, ExportOptions, Exported, Onnx, OnnxLora, OnnxOptions, Positions, Provider, ProviderOutcome, Value,
+    export_onnx,
 };
 pub use runner::{DecoderRunner, LogitRows, Runner};

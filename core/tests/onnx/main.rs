@@ -1,10 +1,14 @@
 //! The ONNX Runtime backend: every family against `transformers`, the sessions and packs of the other backends, and
 //! what is refused. `EDGEWELD_ONNXRUNTIME` names the shared library; `cargo xtask test` sets it.
 
+#[path = "../suite/golden.rs"]
+mod golden;
 #[path = "../models/mod.rs"]
 mod models;
+#[path = "../suite/packs.rs"]
 mod packs;
 mod rejects;
+#[path = "../suite/sessions.rs"]
 mod sessions;
 mod side_path;
 
@@ -38,8 +42,8 @@ fn exported(model: &Path) -> PathBuf {
     folder.clone()
 }
 
-fn load(model: &Path) -> Engine {
-    let options = LoadOptions { device: Device::Onnx, threads: Some(2), onnx: options(), ..Default::default() };
+fn load(model: &Path, load: LoadOptions) -> Engine {
+    let options = LoadOptions { device: Device::Onnx, threads: Some(2), onnx: options(), ..load };
     Engine::load(exported(model), &options).unwrap()
 }
 

@@ -81,6 +81,13 @@ fn rejects_a_newer_opset() {
 }
 
 #[test]
+fn rejects_a_graph_that_another_program_or_version_wrote() {
+    let folder = Folder::new();
+    folder.patch(b"edgeweld.activations", b"edgeweld.activating_");
+    assert!(matches!(folder.refusal(), GraphDefect::Configuration { key, .. } if key == "edgeweld.activations"));
+}
+
+#[test]
 fn rejects_data_outside_the_folder() {
     for location in ["../../el.onnx.d", "/etc/el.onnx.da"] {
         let folder = Folder::new();
@@ -113,10 +120,16 @@ fn rejects_data_that_is_too_short_or_missing() {
 }
 
 #[test]
-fn rejects_a_graph_of_another_model() {
+fn rejects_a_graph_of_another_model_even_of_the_same_size() {
     let folder = Folder::new();
     std::fs::copy(tiny("qwen3"), folder.path("model.gguf")).unwrap();
     assert!(matches!(folder.refusal(), GraphDefect::OtherModel { .. }));
+
+    let folder = Folder::new();
+    let mut model = std::fs::read(folder.path("model.gguf")).unwrap();
+    *model.last_mut().unwrap() ^= 1;
+    std::fs::write(folder.path("model.gguf"), model).unwrap();
+    assert!(matches!(folder.refusal(), GraphDefect::OtherModel { expected, actual, .. } if expected != actual));
 }
 
 #[test]

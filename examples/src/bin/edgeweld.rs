@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use edgeweld::CancelToken;
-use edgeweld::model::{ExportOptions, export_onnx};
+use edgeweld::model::{Activations, ExportOptions, export_onnx};
 
 /// Prepare models for devices.
 #[derive(Parser)]
@@ -32,16 +32,25 @@ enum Command {
         /// Longest context in tokens; the model's own, up to 4096, by default
         #[arg(long)]
         context: Option<usize>,
+        /// Quantise activations to 8 bits: decodes faster, answers less exactly
+        #[arg(long)]
+        int8_activations: bool,
+        /// Write inputs for a pack's pairs, for programs that run ONNX Runtime's adapters
+        #[arg(long)]
+        side_path: bool,
     },
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let Arguments { command: Command::ExportOnnx { model, out, context } } = Arguments::parse();
+    let Arguments { command: Command::ExportOnnx { model, out, context, int8_activations, side_path } } =
+        Arguments::parse();
     let model = edgeweld_examples::model_path(&model)?;
     let cancel = CancelToken::new();
     let stop = cancel.clone();
     ctrlc::set_handler(move || stop.cancel())?;
-    let exported = export_onnx(model, &out, &ExportOptions { context_length: context, cancel })?;
+    let activations = if int8_activations { Activations::Int8 } else { Activations::Exact };
+    let options = ExportOptions { context_length: context, activations, side_path, cancel };
+    let exported = export_onnx(model, &out, &options)?;
     let megabytes = exported.data_size_bytes / 1_000_000;
     println!("{}: {megabytes} MB of constants, context {}", out.display(), exported.context_length);
     Ok(())

@@ -356,6 +356,11 @@ uint64_t uniffi_edgeweld_ffi_fn_method_engine_count_tokens(uint64_t ptr, RustBuf
 RustBuffer uniffi_edgeweld_ffi_fn_method_engine_info(uint64_t ptr, RustCallStatus *_Nonnull out_status
 );
 #endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_EDGEWELD_FFI_FN_METHOD_ENGINE_PROVIDERS
+#define UNIFFI_FFIDEF_UNIFFI_EDGEWELD_FFI_FN_METHOD_ENGINE_PROVIDERS
+RustBuffer uniffi_edgeweld_ffi_fn_method_engine_providers(uint64_t ptr, RustCallStatus *_Nonnull out_status
+);
+#endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_EDGEWELD_FFI_FN_METHOD_ENGINE_SESSION
 #define UNIFFI_FFIDEF_UNIFFI_EDGEWELD_FFI_FN_METHOD_ENGINE_SESSION
 uint64_t uniffi_edgeweld_ffi_fn_method_engine_session(uint64_t ptr, RustCallStatus *_Nonnull out_status
@@ -894,6 +899,12 @@ uint16_t uniffi_edgeweld_ffi_checksum_method_engine_count_tokens(void
 #ifndef UNIFFI_FFIDEF_UNIFFI_EDGEWELD_FFI_CHECKSUM_METHOD_ENGINE_INFO
 #define UNIFFI_FFIDEF_UNIFFI_EDGEWELD_FFI_CHECKSUM_METHOD_ENGINE_INFO
 uint16_t uniffi_edgeweld_ffi_checksum_method_engine_info(void
+
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_EDGEWELD_FFI_CHECKSUM_METHOD_ENGINE_PROVIDERS
+#define UNIFFI_FFIDEF_UNIFFI_EDGEWELD_FFI_CHECKSUM_METHOD_ENGINE_PROVIDERS
+uint16_t uniffi_edgeweld_ffi_checksum_method_engine_providers(void
 
 );
 #endif

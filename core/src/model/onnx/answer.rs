@@ -1,8 +1,8 @@
 //! What a merge's proof reads.
 //!
-//! A proof compares two sets of weights: those of a merge, and the base's with the side path. ONNX Runtime's 8-bit
-//! activations alone change 3% of a small model's likeliest tokens between two such models (our kernels' 16-bit ones
-//! hardly any), more than the proof allows a merge to. So the same weights answer on the CPU backend.
+//! A proof compares two sets of weights: those of a merge, and the base's with the side path. In a graph with 8-bit
+//! activations, these alone change 3% of a small model's likeliest tokens between two such models (our kernels' 16-bit
+//! ones hardly any), more than the proof allows a merge to. So the same weights answer on the CPU backend.
 
 use std::sync::Arc;
 

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use prost::Message;
 
-use super::folder::{DATA_FILE, GRAPH_FILE, MODEL_FILE, MODEL_SIZE_KEY, POSITIONS_KEY};
+use super::folder::{ACTIVATIONS_KEY, DATA_FILE, GRAPH_FILE, MODEL_DIGEST_KEY, MODEL_FILE, POSITIONS_KEY};
 use super::graph::{Data, Graph, Initializer};
 use super::proto::{Entry, Tensor};
 use super::weight::{self, Part};
-use super::{Onnx, record};
+use super::{Activations, Onnx, record};
 use crate::atomic_file::write_atomically;
 use crate::gguf::GgufFile;
 use crate::model::config::Config;
@@ -29,6 +29,11 @@ const ALIGNMENT: u64 = 64;
 pub struct ExportOptions {
     /// Longest context of the graph in tokens; `None` takes the model's own, up to 4,096.
     pub context_length: Option<usize>,
+    /// How products see their input.
+    pub activations: Activations,
+    /// Writes the graph's inputs for a pack's pairs too, so that other programs run the folder with an exported adapter.
+    /// Sessions of this library have these inputs whenever they need them.
+    pub side_path: bool,
     /// Stops the export from another thread.
     pub cancel: CancelToken,
 }
@@ -52,16 +57,21 @@ pub struct Exported {
 pub fn export_onnx(model: impl AsRef<Path>, folder: impl AsRef<Path>, options: &ExportOptions) -> Result<Exported> {
     let (model, folder) = (model.as_ref(), folder.as_ref());
     let file = GgufFile::open(model)?;
-    let decoder = Decoder::load(&file, Arc::new(Onnx::recording()), &options.cancel, &mut |_, _| ())?;
+    let decoder =
+        Decoder::load(&file, Arc::new(Onnx::recording(options.activations)), &options.cancel, &mut |_, _| ())?;
     let trained = decoder.config.context_length;
     let positions = options.context_length.unwrap_or(trained.min(DEFAULT_POSITIONS));
     if !(1..=trained).contains(&positions) {
         let reason = format!("{positions} is not between 1 and the model's {trained}");
         return Err(Error::InvalidOption { option: "context_length", reason });
     }
-    let graph = record::record(&decoder, positions, false)?;
+    let graph = record::record(&decoder, positions, options.side_path)?;
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let metadata = [(MODEL_SIZE_KEY, file.size_bytes().to_string()), (POSITIONS_KEY, positions.to_string())];
+    let metadata = [
+        (MODEL_DIGEST_KEY, file.digest().to_string()),
+        (POSITIONS_KEY, positions.to_string()),
+        (ACTIVATIONS_KEY, options.activations.name().to_owned()),
+    ];
     let (bytes, data_size_bytes) = write_data(graph, &metadata, &folder.join(DATA_FILE), &options.cancel)?;
     place_model(model, &folder.join(MODEL_FILE))?;
     let config = genai_config(&file, &decoder.config, positions)?;

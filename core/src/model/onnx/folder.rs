@@ -5,10 +5,12 @@ use std::path::{Component, Path, PathBuf};
 
 use prost::Message;
 
+use super::Activations;
 use super::graph::Initializer;
 use super::proto::{DataType, Model, Tensor};
+use crate::gguf::GgufFile;
 use crate::model::GraphDefect;
-use crate::{Error, Result};
+use crate::{Digest, Error, Result};
 
 /// The graph.
 pub(super) const GRAPH_FILE: &str = "model.onnx";
@@ -16,9 +18,11 @@ pub(super) const GRAPH_FILE: &str = "model.onnx";
 pub(super) const DATA_FILE: &str = "model.onnx.data";
 /// The model file the graph was made from: tokenizer, template, configuration, and the weights that a merge reads.
 pub(super) const MODEL_FILE: &str = "model.gguf";
-/// Graph metadata: bytes of the model file, and positions the graph is for.
-pub(super) const MODEL_SIZE_KEY: &str = "edgeweld.model_size_bytes";
+/// Graph metadata: digest of the model file, and positions the graph is for.
+pub(super) const MODEL_DIGEST_KEY: &str = "edgeweld.model_digest";
 pub(super) const POSITIONS_KEY: &str = "edgeweld.positions";
+/// Graph metadata: the name of its [`Activations`].
+pub(super) const ACTIVATIONS_KEY: &str = "edgeweld.activations";
 
 /// Largest graph file: constants lie beside it, so a graph of a thousand layers stays below.
 const GRAPH_BYTES_MAX: u64 = 64 << 20;
@@ -84,9 +88,34 @@ impl Folder {
     /// # Errors
     /// [`Error::InvalidGraph`] if it is missing or no number.
     pub(super) fn number(&self, key: &str) -> Result<u64> {
+        self.entry(key, |value| value.parse().ok())
+    }
+
+    /// Checks that the graph was made from the model file beside it, by its digest: a merge starts from its weights.
+    ///
+    /// # Errors
+    /// [`Error::InvalidGraph`]
+    pub(super) fn check_model(&self, file: &GgufFile) -> Result<()> {
+        let expected = self.entry(MODEL_DIGEST_KEY, |value| value.parse::<Digest>().ok())?;
+        let actual = file.digest();
+        if expected != actual {
+            return Err(self.invalid(GraphDefect::OtherModel { expected, actual }));
+        }
+        Ok(())
+    }
+
+    /// How the graph's products see their input.
+    ///
+    /// # Errors
+    /// [`Error::InvalidGraph`] if the metadata does not say.
+    pub(super) fn activations(&self) -> Result<Activations> {
+        self.entry(ACTIVATIONS_KEY, |value| Activations::ALL.into_iter().find(|known| known.name() == value))
+    }
+
+    fn entry<T>(&self, key: &str, read: impl FnOnce(&str) -> Option<T>) -> Result<T> {
         let entry = self.graph.metadata.iter().find(|entry| entry.key == key);
-        entry.and_then(|entry| entry.value.parse().ok()).ok_or_else(|| {
-            let reason = "is missing or no number: the graph was not exported by this library".to_owned();
+        entry.and_then(|entry| read(&entry.value)).ok_or_else(|| {
+            let reason = "is missing or unknown: the graph was not exported by this version of the library".to_owned();
             self.invalid(GraphDefect::Configuration { key: key.to_owned(), reason })
         })
     }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::Activations;
 use super::proto::{
     Attribute, AttributeType, DataType, Dimension, Entry, Extent, IR_VERSION, MICROSOFT, Model, Node, OPSET, Opset,
     Shape, Tensor, TensorType, Type, ValueInfo,
@@ -25,7 +26,11 @@ pub(super) struct Graph {
     sums: HashMap<String, [String; 2]>,
     /// Sums over groups of a value, by value and group.
     group_sums: HashMap<(String, usize), String>,
+    /// Values as two 8-bit terms, by value and group.
+    terms: HashMap<(String, usize), String>,
     ropes: Vec<(Arc<Rope>, [String; 2])>,
+    /// How products see their input.
+    pub(super) activations: Activations,
     /// The layer being written: names begin with it.
     pub(super) layer: Option<usize>,
 }
@@ -63,6 +68,10 @@ pub(super) enum Dim {
 }
 
 impl Graph {
+    pub(super) fn new(activations: Activations) -> Self {
+        Self { activations, ..Self::default() }
+    }
+
     /// A name that nothing in the graph has yet.
     pub(super) fn name(&mut self, role: &str) -> String {
         let name = match self.layer {
@@ -134,6 +143,41 @@ impl Graph {
         let sums = self.node("ReduceSum", "group_sums", &[&grouped, &axes], &[("keepdims", Attr::Int(0))]);
         self.group_sums.insert(key, sums.clone());
         sums
+    }
+
+    /// `x` (`[batch, rows, cols]`) as the sum of two terms, each of which 8 bits per group hold: `[batch, 2 · rows, cols]`,
+    /// first what multiples of `max |x| / 127` of a group give, then what they leave.
+    pub(super) fn two_terms(&mut self, x: &str, cols: usize, group: usize) -> String {
+        let key = (x.to_owned(), group);
+        if let Some(name) = self.terms.get(&key) {
+            return name.clone();
+        }
+        let shape = self.shape(&[0, 0, (cols / group) as i64, group as i64]);
+        let groups = self.node("Reshape", "term_groups", &[x, &shape], &[]);
+        let sizes = self.node("Abs", "term_sizes", &[&groups], &[]);
+        let last = self.shape(&[-1]);
+        let largest = self.node("ReduceMax", "term_largest", &[&sizes, &last], &[("keepdims", Attr::Int(1))]);
+        let (step, least) = (self.scalar(1.0 / 127.0), self.scalar(f32::MIN_POSITIVE));
+        let steps = self.node("Mul", "term_steps", &[&largest, &step], &[]);
+        // A group of zeros has no step to divide by.
+        let steps = self.node("Max", "term_steps", &[&steps, &least], &[]);
+        let codes = self.node("Div", "term_codes", &[&groups, &steps], &[]);
+        let codes = self.node("Round", "term_codes", &[&codes], &[]);
+        let first = self.node("Mul", "term", &[&codes, &steps], &[]);
+        let second = self.node("Sub", "term", &[&groups, &first], &[]);
+        let both = self.node("Concat", "terms", &[&first, &second], &[("axis", Attr::Int(1))]);
+        let joined = self.shape(&[0, -1, cols as i64]);
+        let both = self.node("Reshape", "terms", &[&both, &joined], &[]);
+        self.terms.insert(key, both.clone());
+        both
+    }
+
+    /// Adds the two halves of `products` (`[batch, 2 · rows, cols]`) up: `[batch, rows, cols]`.
+    pub(super) fn sum_of_terms(&mut self, products: &str, cols: usize, name: String) {
+        let shape = self.shape(&[0, 2, -1, cols as i64]);
+        let halves = self.node("Reshape", "halves", &[products, &shape], &[]);
+        let axis = self.shape(&[1]);
+        self.node_with_outputs("ReduceSum", &[&halves, &axis], vec![name], &[("keepdims", Attr::Int(0))]);
     }
 
     /// Names of the cosine and sine tables of `rope`, `[positions, head_dim / 2]`.
@@ -260,22 +304,25 @@ impl Graph {
 
 /// Whether an operator is of the default domain. ONNX Runtime keeps `SimplifiedLayerNormalization` there.
 fn is_standard(op_type: &str) -> bool {
-    const STANDARD: [&str; 15] = [
+    const STANDARD: [&str; 18] = [
+        "Abs",
         "Add",
         "Cast",
+        "Concat",
         "Div",
         "Gather",
+        "Max",
         "Mul",
+        "ReduceMax",
         "ReduceSum",
         "Reshape",
+        "Round",
         "Shape",
-        "Sigmoid",
         "SimplifiedLayerNormalization",
         "Slice",
         "Sub",
         "Tanh",
         "Unsqueeze",
-        "Split",
     ];
     STANDARD.contains(&op_type)
 }

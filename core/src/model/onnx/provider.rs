@@ -5,6 +5,8 @@ use std::num::NonZeroUsize;
 use ort::ep::{CUDA, CoreML, ExecutionProvider, NNAPI, QNN, XNNPACK};
 use ort::session::builder::SessionBuilder;
 
+use crate::Error;
+
 /// An execution provider of ONNX Runtime. The CPU is always there and takes what the others leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -67,4 +69,36 @@ pub struct ProviderOutcome {
     pub provider: Provider,
     /// Why it is not in use; `None` if it is.
     pub refusal: Option<String>,
+}
+
+/// What a failed run means: the preferred provider's failure where one is in use.
+pub(super) fn run_failed(providers: &[ProviderOutcome], reason: &str) -> Error {
+    let reason = reason.to_owned();
+    match providers.iter().find(|outcome| outcome.refusal.is_none()) {
+        Some(ProviderOutcome { provider, .. }) if *provider != Provider::Cpu => {
+            Error::ProviderFailed { provider: provider.name(), reason }
+        }
+        _ => Error::Backend { backend: "onnx", reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(provider: Provider, refusal: Option<&str>) -> ProviderOutcome {
+        ProviderOutcome { provider, refusal: refusal.map(str::to_owned) }
+    }
+
+    #[test]
+    fn a_failed_run_names_the_provider_in_use() {
+        let providers = [outcome(Provider::Nnapi, Some("absent")), outcome(Provider::Qnn, None)];
+        let error = run_failed(&providers, "device lost");
+        assert_eq!(error.to_string(), "execution provider QNNExecutionProvider failed: device lost");
+        assert!(matches!(error, Error::ProviderFailed { provider: "QNNExecutionProvider", .. }));
+        for providers in [&[][..], &[outcome(Provider::Cpu, None)], &[outcome(Provider::Qnn, Some("absent"))]] {
+            let error = run_failed(providers, "device lost");
+            assert!(matches!(&error, Error::Backend { reason, .. } if reason == "device lost"), "{error}");
+        }
+    }
 }

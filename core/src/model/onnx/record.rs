@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Onnx;
 use super::graph::{Attr, Data, Dim, Graph};
 use super::proto::DataType;
 use super::side_path::{OnnxLora, input_name};
 use super::weight::{Layout, Part, layout};
+use super::{Activations, Onnx};
 use crate::lora::{LayerLora, Target};
 use crate::model::answer::Answer;
 use crate::model::backend::{Backend, Sequence};
@@ -16,6 +16,10 @@ use crate::model::decoder::Decoder;
 use crate::model::runner::Runner;
 use crate::quant::QMatrix;
 use crate::{CancelToken, Error, Result};
+
+/// `accuracy_level` of `MatMulNBits`. Its f32 kernels are for 4-bit weights: 8-bit ones it would dequantise in every run.
+const COMPUTES_IN_F32: usize = 1;
+const COMPUTES_IN_INT8: usize = 4;
 
 /// A value of the graph that is being written.
 #[derive(Clone)]
@@ -75,15 +79,21 @@ impl Value {
         let groups = cols / group;
         let codes = graph.weight(format!("{name}.codes"), weight, Part::Codes, &[rows, groups, group * bits / 8]);
         let steps = graph.weight(format!("{name}.steps"), weight, Part::Steps, &[rows * groups]);
+        let exact = graph.activations == Activations::Exact;
         let attributes = [
             ("K", Attr::Int(cols)),
             ("N", Attr::Int(rows)),
             ("bits", Attr::Int(bits)),
             ("block_size", Attr::Int(group)),
-            // Activations are quantised to 8 bits, as on our own CPU backend.
-            ("accuracy_level", Attr::Int(4)),
+            ("accuracy_level", Attr::Int(if exact && bits == 4 { COMPUTES_IN_F32 } else { COMPUTES_IN_INT8 })),
         ];
-        graph.node_with_outputs("MatMulNBits", &[&self.name, &codes, &steps], vec![name.clone()], &attributes);
+        if exact && bits == 8 {
+            let terms = graph.two_terms(&self.name, cols, group);
+            let products = graph.node("MatMulNBits", "products", &[&terms, &codes, &steps], &attributes);
+            graph.sum_of_terms(&products, rows, name.clone());
+        } else {
+            graph.node_with_outputs("MatMulNBits", &[&self.name, &codes, &steps], vec![name.clone()], &attributes);
+        }
         if has_mins {
             let sums = graph.group_sum(&self.name, cols, group);
             let mins = graph.weight(format!("{name}.mins"), weight, Part::Mins, &[rows, groups]);
@@ -136,8 +146,8 @@ impl Value {
 }
 
 /// The inputs every pass begins with, and what attention needs of them. Names are onnxruntime-genai's.
-fn begin() -> Graph {
-    let mut graph = Graph::default();
+fn begin(activations: Activations) -> Graph {
+    let mut graph = Graph::new(activations);
     let (batch, sequence, total) = (Dim::Named("batch"), Dim::Named("sequence"), Dim::Named("total"));
     graph.input("input_ids", DataType::Int64, &[batch, sequence]);
     let mask = graph.input("attention_mask", DataType::Int64, &[batch, total]);
@@ -185,7 +195,7 @@ impl Backend for Onnx {
 
     /// Begins a graph.
     fn embed(&self, table: &QMatrix, _: &[u32], scale: f32) -> Result<Value> {
-        let mut graph = begin();
+        let mut graph = begin(self.activations);
         let (rows, cols) = (table.rows(), table.cols());
         let mut h = match layout(table.block_type()) {
             Layout::Floats => {

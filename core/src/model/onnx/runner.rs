@@ -8,6 +8,7 @@ use ort::value::{DynValue, Tensor};
 
 use super::Onnx;
 use super::library::failed;
+use super::provider::run_failed;
 use super::session::Loaded;
 use super::side_path::{OnnxLora, input_name};
 use crate::lora::Target;
@@ -140,11 +141,19 @@ impl OnnxRunner {
             let target = format!("layer {} of a model of {layers} layers", lora.len().max(layers) - 1);
             return Err(Error::TargetMissing { target });
         }
+        let (hidden, ffn) = (decoder.config.hidden_size, decoder.config.ffn_size);
         for (layer, lora) in lora.iter().enumerate() {
             for (pair, target) in lora.pairs.iter().zip(Target::ALL) {
                 let Some(pair) = pair else { continue };
-                for (part, values) in ["a", "b"].into_iter().zip(pair) {
-                    self.binding.bind_input(input_name(layer, target, part), values).map_err(failed)?;
+                let (rows, cols) = if target == Target::Down { (hidden, ffn) } else { (ffn, hidden) };
+                let rank = pair[0].shape()[0] as usize;
+                for ((part, values), expected) in ["a", "b"].into_iter().zip(pair).zip([[rank, cols], [rows, rank]]) {
+                    let tensor = input_name(layer, target, part);
+                    let actual: Vec<usize> = values.shape().iter().map(|extent| *extent as usize).collect();
+                    if actual != expected {
+                        return Err(Error::ShapeMismatch { tensor, expected: expected.to_vec(), actual });
+                    }
+                    self.binding.bind_input(tensor, values).map_err(failed)?;
                 }
             }
         }
@@ -169,7 +178,7 @@ impl OnnxRunner {
             self.out = Some((rows, out));
         }
         let mut session = self.loaded.session.lock().unwrap_or_else(PoisonError::into_inner);
-        session.run_binding(&self.binding).map_err(|error| self.loaded.run_failed(&error))?;
+        session.run_binding(&self.binding).map_err(|error| run_failed(&self.loaded.providers, error.message()))?;
         drop(session);
         self.len = total;
         Ok(())

@@ -15,9 +15,9 @@ use super::proto::{self, DataType};
 use super::provider::{Provider, ProviderOutcome};
 use super::weight::{self, Part};
 use super::{Onnx, OnnxOptions, record};
+use crate::Result;
 use crate::model::decoder::Decoder;
 use crate::quant::WeightBytes;
-use crate::{Error, Result};
 
 /// Where ONNX Runtime looks for constants of a graph that it gets as bytes.
 const DATA_FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
@@ -43,20 +43,6 @@ pub(super) struct Loaded {
     pub(super) session: Mutex<Session>,
     pub(super) has_side_path: bool,
     pub(super) providers: Vec<ProviderOutcome>,
-}
-
-impl Loaded {
-    /// What a failed run means: the preferred provider's failure where one is in use.
-    pub(super) fn run_failed(&self, error: &ort::Error) -> Error {
-        let active = self.providers.iter().find(|outcome| outcome.refusal.is_none());
-        let reason = error.message().to_owned();
-        match active {
-            Some(ProviderOutcome { provider, .. }) if *provider != Provider::Cpu => {
-                Error::ProviderFailed { provider: provider.name(), reason }
-            }
-            _ => Error::Backend { backend: "onnx", reason },
-        }
-    }
 }
 
 impl Sessions {

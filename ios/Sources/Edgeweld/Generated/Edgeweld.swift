@@ -849,6 +849,11 @@ public protocol EngineProtocol: AnyObject, Sendable {
     func info() throws  -> ModelInfo
 
     /**
+     * What became of each preferred execution provider of ONNX Runtime; empty on other devices.
+     */
+    func providers() throws  -> [ProviderOutcome]
+
+    /**
      * A new conversation.
      */
     func session() throws  -> Session
@@ -932,7 +937,8 @@ open class Engine: EngineProtocol, @unchecked Sendable {
 
 
     /**
-     * Loads the GGUF file at a path. Blocks for up to a second; weights are memory-mapped, so the file must stay.
+     * Loads the GGUF file at a path, or the folder of an exported model for ONNX Runtime. Blocks for up to a second;
+     * weights are memory-mapped, so the files must stay.
      */
 public static func loadBlocking(path: String, options: LoadOptions = LoadOptions(), listener: LoadListener? = nil, task: TaskHandle? = nil)throws  -> Engine  {
     return try  FfiConverterTypeEngine_lift(try rustCallWithError(FfiConverterTypeSdkError_lift) {
@@ -968,6 +974,18 @@ open func info()throws  -> ModelInfo  {
     return try  FfiConverterTypeModelInfo_lift(try rustCallWithError(FfiConverterTypeSdkError_lift) {
         uniffiCallStatus in
     uniffi_edgeweld_ffi_fn_method_engine_info(
+            self.uniffiCloneHandle(),uniffiCallStatus
+    )
+})
+}
+
+    /**
+     * What became of each preferred execution provider of ONNX Runtime; empty on other devices.
+     */
+open func providers()throws  -> [ProviderOutcome]  {
+    return try  FfiConverterSequenceTypeProviderOutcome.lift(try rustCallWithError(FfiConverterTypeSdkError_lift) {
+        uniffiCallStatus in
+    uniffi_edgeweld_ffi_fn_method_engine_providers(
             self.uniffiCloneHandle(),uniffiCallStatus
     )
 })
@@ -3163,6 +3181,10 @@ public struct LoadOptions: Equatable, Hashable {
      * Path of a Hugging Face `tokenizer.json` to use instead of the model file's own tokenizer.
      */
     public let tokenizerJson: String?
+    /**
+     * How ONNX Runtime is used, if it is the device.
+     */
+    public let onnx: OnnxOptions?
 
     // Default memberwise initializers are never public by default, so we
     // declare one manually.
@@ -3178,11 +3200,15 @@ public struct LoadOptions: Equatable, Hashable {
          */contextLength: UInt32? = nil,
         /**
          * Path of a Hugging Face `tokenizer.json` to use instead of the model file's own tokenizer.
-         */tokenizerJson: String? = nil) {
+         */tokenizerJson: String? = nil,
+        /**
+         * How ONNX Runtime is used, if it is the device.
+         */onnx: OnnxOptions? = nil) {
         self.device = device
         self.threads = threads
         self.contextLength = contextLength
         self.tokenizerJson = tokenizerJson
+        self.onnx = onnx
     }
 
 
@@ -3204,7 +3230,8 @@ public struct FfiConverterTypeLoadOptions: FfiConverterRustBuffer {
                 device: FfiConverterOptionTypeDevice.read(from: &buf),
                 threads: FfiConverterOptionUInt32.read(from: &buf),
                 contextLength: FfiConverterOptionUInt32.read(from: &buf),
-                tokenizerJson: FfiConverterOptionString.read(from: &buf)
+                tokenizerJson: FfiConverterOptionString.read(from: &buf),
+                onnx: FfiConverterOptionTypeOnnxOptions.read(from: &buf)
         )
     }
 
@@ -3213,6 +3240,7 @@ public struct FfiConverterTypeLoadOptions: FfiConverterRustBuffer {
         FfiConverterOptionUInt32.write(value.threads, into: &buf)
         FfiConverterOptionUInt32.write(value.contextLength, into: &buf)
         FfiConverterOptionString.write(value.tokenizerJson, into: &buf)
+        FfiConverterOptionTypeOnnxOptions.write(value.onnx, into: &buf)
     }
 }
 
@@ -3906,6 +3934,81 @@ public func FfiConverterTypeModelInfo_lower(_ value: ModelInfo) -> RustBuffer {
 
 
 /**
+ * How ONNX Runtime is used. Its shared library is Microsoft's and comes with the app: in the package
+ * `com.microsoft.onnxruntime:onnxruntime-android` or `onnxruntime` on the JVM, `onnxruntime-c` on Apple's systems, the
+ * Python package `onnxruntime`.
+ */
+public struct OnnxOptions: Equatable, Hashable {
+    /**
+     * Path of the shared library, 1.22 or newer; by default its usual name where the system looks, which on Android
+     * includes the app's own libraries. A process loads one library: the first load decides.
+     */
+    public let library: String?
+    /**
+     * Preferred execution providers, best first. Those that are missing or cannot run the model are passed over; the
+     * CPU takes what is left.
+     */
+    public let providers: [Provider]
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * Path of the shared library, 1.22 or newer; by default its usual name where the system looks, which on Android
+         * includes the app's own libraries. A process loads one library: the first load decides.
+         */library: String? = nil,
+        /**
+         * Preferred execution providers, best first. Those that are missing or cannot run the model are passed over; the
+         * CPU takes what is left.
+         */providers: [Provider] = []) {
+        self.library = library
+        self.providers = providers
+    }
+
+
+
+
+}
+
+#if compiler(>=6)
+extension OnnxOptions: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeOnnxOptions: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> OnnxOptions {
+        return
+            try OnnxOptions(
+                library: FfiConverterOptionString.read(from: &buf),
+                providers: FfiConverterSequenceTypeProvider.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: OnnxOptions, into buf: inout [UInt8]) {
+        FfiConverterOptionString.write(value.library, into: &buf)
+        FfiConverterSequenceTypeProvider.write(value.providers, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeOnnxOptions_lift(_ buf: RustBuffer) throws -> OnnxOptions {
+    return try FfiConverterTypeOnnxOptions.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeOnnxOptions_lower(_ value: OnnxOptions) -> RustBuffer {
+    return FfiConverterTypeOnnxOptions.lower(value)
+}
+
+
+/**
  * What a pack says about itself, signed.
  */
 public struct PackInfo: Equatable, Hashable {
@@ -4031,6 +4134,75 @@ public func FfiConverterTypePackInfo_lift(_ buf: RustBuffer) throws -> PackInfo 
 #endif
 public func FfiConverterTypePackInfo_lower(_ value: PackInfo) -> RustBuffer {
     return FfiConverterTypePackInfo.lower(value)
+}
+
+
+/**
+ * What became of one preferred execution provider.
+ */
+public struct ProviderOutcome: Equatable, Hashable {
+    /**
+     * The provider.
+     */
+    public let provider: Provider
+    /**
+     * Why it is not in use; absent if it is.
+     */
+    public let refusal: String?
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * The provider.
+         */provider: Provider,
+        /**
+         * Why it is not in use; absent if it is.
+         */refusal: String?) {
+        self.provider = provider
+        self.refusal = refusal
+    }
+
+
+
+
+}
+
+#if compiler(>=6)
+extension ProviderOutcome: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeProviderOutcome: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> ProviderOutcome {
+        return
+            try ProviderOutcome(
+                provider: FfiConverterTypeProvider.read(from: &buf),
+                refusal: FfiConverterOptionString.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: ProviderOutcome, into buf: inout [UInt8]) {
+        FfiConverterTypeProvider.write(value.provider, into: &buf)
+        FfiConverterOptionString.write(value.refusal, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeProviderOutcome_lift(_ buf: RustBuffer) throws -> ProviderOutcome {
+    return try FfiConverterTypeProviderOutcome.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeProviderOutcome_lower(_ value: ProviderOutcome) -> RustBuffer {
+    return FfiConverterTypeProviderOutcome.lower(value)
 }
 
 
@@ -4696,6 +4868,10 @@ public enum Device: Equatable, Hashable {
      * The system's Apple GPU, in a library built with it.
      */
     case metal
+    /**
+     * ONNX Runtime on a folder with an exported model, in a library built with it; `LoadOptions.onnx` says how.
+     */
+    case onnx
 
 
 
@@ -4721,6 +4897,8 @@ public struct FfiConverterTypeDevice: FfiConverterRustBuffer {
 
         case 2: return .metal
 
+        case 3: return .onnx
+
         default: throw UniffiInternalError.unexpectedEnumCase
         }
     }
@@ -4735,6 +4913,10 @@ public struct FfiConverterTypeDevice: FfiConverterRustBuffer {
 
         case .metal:
             writeInt(&buf, Int32(2))
+
+
+        case .onnx:
+            writeInt(&buf, Int32(3))
 
         }
     }
@@ -5258,6 +5440,121 @@ public func FfiConverterTypePackRefusal_lift(_ buf: RustBuffer) throws -> PackRe
 #endif
 public func FfiConverterTypePackRefusal_lower(_ value: PackRefusal) -> RustBuffer {
     return FfiConverterTypePackRefusal.lower(value)
+}
+
+
+
+/**
+ * An execution provider of ONNX Runtime.
+ */
+
+public enum Provider: Equatable, Hashable {
+
+    /**
+     * ONNX Runtime's own CPU kernels.
+     */
+    case cpu
+    /**
+     * XNNPACK: CPUs of phones.
+     */
+    case xnnpack
+    /**
+     * Android's NNAPI.
+     */
+    case nnapi
+    /**
+     * Qualcomm's NPUs.
+     */
+    case qnn
+    /**
+     * Apple's Core ML.
+     */
+    case coreMl
+    /**
+     * NVIDIA's GPUs.
+     */
+    case cuda
+
+
+
+
+
+}
+
+#if compiler(>=6)
+extension Provider: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeProvider: FfiConverterRustBuffer {
+    typealias SwiftType = Provider
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Provider {
+        let variant: Int32 = try readInt(&buf)
+        switch variant {
+
+        case 1: return .cpu
+
+        case 2: return .xnnpack
+
+        case 3: return .nnapi
+
+        case 4: return .qnn
+
+        case 5: return .coreMl
+
+        case 6: return .cuda
+
+        default: throw UniffiInternalError.unexpectedEnumCase
+        }
+    }
+
+    public static func write(_ value: Provider, into buf: inout [UInt8]) {
+        switch value {
+
+
+        case .cpu:
+            writeInt(&buf, Int32(1))
+
+
+        case .xnnpack:
+            writeInt(&buf, Int32(2))
+
+
+        case .nnapi:
+            writeInt(&buf, Int32(3))
+
+
+        case .qnn:
+            writeInt(&buf, Int32(4))
+
+
+        case .coreMl:
+            writeInt(&buf, Int32(5))
+
+
+        case .cuda:
+            writeInt(&buf, Int32(6))
+
+        }
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeProvider_lift(_ buf: RustBuffer) throws -> Provider {
+    return try FfiConverterTypeProvider.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeProvider_lower(_ value: Provider) -> RustBuffer {
+    return FfiConverterTypeProvider.lower(value)
 }
 
 
@@ -5947,6 +6244,30 @@ fileprivate struct FfiConverterOptionTypeMergedPack: FfiConverterRustBuffer {
 #if swift(>=5.8)
 @_documentation(visibility: private)
 #endif
+fileprivate struct FfiConverterOptionTypeOnnxOptions: FfiConverterRustBuffer {
+    typealias SwiftType = OnnxOptions?
+
+    public static func write(_ value: SwiftType, into buf: inout [UInt8]) {
+        guard let value = value else {
+            writeInt(&buf, Int8(0))
+            return
+        }
+        writeInt(&buf, Int8(1))
+        FfiConverterTypeOnnxOptions.write(value, into: &buf)
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> SwiftType {
+        switch try readInt(&buf) as Int8 {
+        case 0: return nil
+        case 1: return try FfiConverterTypeOnnxOptions.read(from: &buf)
+        default: throw UniffiInternalError.unexpectedOptionalTag
+        }
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
 fileprivate struct FfiConverterOptionTypeConstraint: FfiConverterRustBuffer {
     typealias SwiftType = Constraint?
 
@@ -6094,6 +6415,31 @@ fileprivate struct FfiConverterSequenceTypeMessage: FfiConverterRustBuffer {
 #if swift(>=5.8)
 @_documentation(visibility: private)
 #endif
+fileprivate struct FfiConverterSequenceTypeProviderOutcome: FfiConverterRustBuffer {
+    typealias SwiftType = [ProviderOutcome]
+
+    public static func write(_ value: [ProviderOutcome], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypeProviderOutcome.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [ProviderOutcome] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [ProviderOutcome]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypeProviderOutcome.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
 fileprivate struct FfiConverterSequenceTypeTokenLogprob: FfiConverterRustBuffer {
     typealias SwiftType = [TokenLogprob]
 
@@ -6136,6 +6482,31 @@ fileprivate struct FfiConverterSequenceTypeToolCall: FfiConverterRustBuffer {
         seq.reserveCapacity(Int(len))
         for _ in 0 ..< len {
             seq.append(try FfiConverterTypeToolCall.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterSequenceTypeProvider: FfiConverterRustBuffer {
+    typealias SwiftType = [Provider]
+
+    public static func write(_ value: [Provider], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypeProvider.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [Provider] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [Provider]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypeProvider.read(from: &buf))
         }
         return seq
     }
@@ -6218,6 +6589,9 @@ private let initializationResult: InitializationResult = {
     if (uniffi_edgeweld_ffi_checksum_method_engine_info() != 31418) {
         return InitializationResult.apiChecksumMismatch
     }
+    if (uniffi_edgeweld_ffi_checksum_method_engine_providers() != 32038) {
+        return InitializationResult.apiChecksumMismatch
+    }
     if (uniffi_edgeweld_ffi_checksum_method_engine_session() != 54143) {
         return InitializationResult.apiChecksumMismatch
     }
@@ -6290,7 +6664,7 @@ private let initializationResult: InitializationResult = {
     if (uniffi_edgeweld_ffi_checksum_method_taskhandle_is_finished() != 57696) {
         return InitializationResult.apiChecksumMismatch
     }
-    if (uniffi_edgeweld_ffi_checksum_constructor_engine_load_blocking() != 32) {
+    if (uniffi_edgeweld_ffi_checksum_constructor_engine_load_blocking() != 45840) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_edgeweld_ffi_checksum_constructor_packstore_new() != 54982) {

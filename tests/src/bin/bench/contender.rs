@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use edgeweld_tests::process;
 
+use crate::exported::exported;
 use crate::sample::{DECODE_TOKENS, LOAD_CONTEXT, Measure, WARM_UP_TOKENS_MAX};
 
 /// One side of a comparison.
@@ -14,6 +15,14 @@ pub(crate) enum Contender<'a> {
     Edgeweld,
     /// The same with a random rank-16 pack as a side path.
     EdgeweldWithPack,
+    /// The tensor library: f32 weights and activations.
+    Candle,
+    /// Edgeweld on ONNX Runtime.
+    Onnx,
+    /// The same with a random rank-16 pack as a side path.
+    OnnxWithPack,
+    /// onnxruntime-genai in this Python, on the same exported folder.
+    Genai(&'a Path),
     /// The programs in this folder.
     LlamaCpp(&'a Path),
 }
@@ -31,19 +40,33 @@ impl Contender<'_> {
         match self {
             Self::Edgeweld => "edgeweld",
             Self::EdgeweldWithPack => "with a pack",
+            Self::Candle => "candle",
+            Self::Onnx => "ONNX Runtime",
+            Self::OnnxWithPack => "ONNX Runtime with a pack",
+            Self::Genai(_) => "onnxruntime-genai",
             Self::LlamaCpp(_) => "llama.cpp",
         }
+    }
+
+    /// Whether it needs the model as an exported folder.
+    pub(crate) fn is_on_onnx_runtime(self) -> bool {
+        matches!(self, Self::Onnx | Self::OnnxWithPack | Self::Genai(_))
+    }
+
+    /// Whether a side path runs.
+    pub(crate) fn has_pack(self) -> bool {
+        matches!(self, Self::EdgeweldWithPack | Self::OnnxWithPack)
     }
 
     /// Runs one sample in a process of its own.
     pub(crate) fn sample(self, measure: Measure, model: Option<&Path>, threads: usize) -> Result<Sample> {
         let mut command = match self {
-            Self::Edgeweld => own(measure, model, threads)?,
-            Self::EdgeweldWithPack => {
-                let mut command = own(measure, model, threads)?;
-                command.arg("--with-pack");
-                command
-            }
+            Self::Edgeweld => own(measure, model, threads, &[])?,
+            Self::EdgeweldWithPack => own(measure, model, threads, &["--with-pack"])?,
+            Self::Candle => own(measure, model, threads, &["--device", "exact"])?,
+            Self::Onnx => own(measure, model, threads, &["--device", "onnx"])?,
+            Self::OnnxWithPack => own(measure, model, threads, &["--device", "onnx", "--with-pack"])?,
+            Self::Genai(python) => genai(python, measure, model.context("a model")?, threads),
             Self::LlamaCpp(folder) => llama_cpp(folder, measure, model.context("a model")?, threads),
         };
         let finished = process::run(&mut command)?;
@@ -56,13 +79,22 @@ impl Contender<'_> {
     }
 }
 
-fn own(measure: Measure, model: Option<&Path>, threads: usize) -> Result<Command> {
+fn own(measure: Measure, model: Option<&Path>, threads: usize, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("sample").args(["--measure", &measure.to_string(), "--threads", &threads.to_string()]);
     if let Some(model) = model {
         command.arg("--model").arg(model);
     }
+    command.args(args);
     Ok(command)
+}
+
+/// The same kernels of ONNX Runtime under another engine.
+fn genai(python: &Path, measure: Measure, model: &Path, threads: usize) -> Command {
+    let mut command = Command::new(python);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/peers/genai_run.py"));
+    command.arg(exported(model)).args([threads.to_string(), measure.to_string()]);
+    command
 }
 
 /// Flash attention is off: on CPUs that is llama.cpp's faster way.

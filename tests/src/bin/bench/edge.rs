@@ -12,6 +12,7 @@ use edgeweld_tests::arms::median;
 use edgeweld_tests::{Table, models};
 
 use crate::contender::{Contender, Sample};
+use crate::exported;
 use crate::sample::Measure;
 use crate::variants;
 
@@ -29,9 +30,18 @@ const MEMORY_PROMPT: usize = 1500;
 
 #[derive(Args)]
 pub(crate) struct Options {
+    /// What is measured; `onnx` is also measured beside the own kernels, and beside candle where that is built in
+    #[arg(long, value_enum, default_value = "cpu")]
+    backend: BackendName,
+    /// Export for ONNX Runtime with 8-bit activations
+    #[arg(long)]
+    int8_activations: bool,
     /// Also measure this program, in turn with ours
     #[arg(long, value_enum)]
     vs: Option<Rival>,
+    /// A Python that has onnxruntime-genai; `cargo xtask bench` fills it in
+    #[arg(long, required_if_eq("vs", "onnxruntime-genai"))]
+    genai_python: Option<PathBuf>,
     /// Folder with llama.cpp's programs; `cargo xtask bench` fills it in
     #[arg(long, required_if_eq("vs", "llama-cpp"))]
     llama_bin: Option<PathBuf>,
@@ -55,9 +65,16 @@ pub(crate) struct Options {
     markdown: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BackendName {
+    Cpu,
+    Onnx,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Rival {
     LlamaCpp,
+    OnnxruntimeGenai,
 }
 
 /// Samples by model (index), threads, measure and contender.
@@ -70,9 +87,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0, "--rounds must be at least 1");
     let (threads, rounds) = if options.quick { (vec![most], 1) } else { (options.threads.clone(), options.rounds) };
     let models = models(options)?;
-    let mut contenders = vec![Contender::Edgeweld];
-    contenders.extend(options.with_pack.then_some(Contender::EdgeweldWithPack));
-    contenders.extend(options.vs.and(options.llama_bin.as_deref()).map(Contender::LlamaCpp));
+    let contenders = options.contenders();
+    if contenders.iter().any(|contender| contender.is_on_onnx_runtime()) {
+        models.iter().try_for_each(|model| exported::export(model, options.int8_activations))?;
+    }
 
     let run = Run { models, threads, rounds, contenders };
     let (samples, bandwidth) = run.sample()?;
@@ -82,6 +100,25 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         fs::write(path, report).with_context(|| path.display().to_string())?;
     }
     Ok(())
+}
+
+impl Options {
+    /// The first is compared with every other.
+    fn contenders(&self) -> Vec<Contender<'_>> {
+        let (mut contenders, with_pack) = match self.backend {
+            BackendName::Cpu => (vec![Contender::Edgeweld], Contender::EdgeweldWithPack),
+            BackendName::Onnx => (vec![Contender::Onnx, Contender::Edgeweld], Contender::OnnxWithPack),
+        };
+        contenders.extend(self.with_pack.then_some(with_pack));
+        if self.backend == BackendName::Onnx && cfg!(feature = "candle") {
+            contenders.push(Contender::Candle);
+        }
+        contenders.extend(self.vs.and_then(|rival| match rival {
+            Rival::LlamaCpp => self.llama_bin.as_deref().map(Contender::LlamaCpp),
+            Rival::OnnxruntimeGenai => self.genai_python.as_deref().map(Contender::Genai),
+        }));
+        contenders
+    }
 }
 
 fn models(options: &Options) -> Result<Vec<PathBuf>> {
@@ -157,7 +194,7 @@ impl<'a> Run<'a> {
         for pair in self.pairs() {
             let (table, missed) = self.table(pair, samples, bandwidth)?;
             writeln!(report, "\n{}\n\n{table}", pair.title())?;
-            if pair.rival.is_some() {
+            if pair.has_bars() {
                 let bars = pair.bars();
                 match &missed[..] {
                     [] => writeln!(report, "Every figure is within its bar ({bars}).")?,
@@ -169,12 +206,13 @@ impl<'a> Run<'a> {
     }
 
     fn pairs(&self) -> Vec<Pair<'a>> {
+        let own = self.contenders[0];
         let pair = |rival: &Contender<'a>| match rival {
-            Contender::EdgeweldWithPack => Pair { own: *rival, rival: Some(Contender::Edgeweld) },
-            _ => Pair { own: Contender::Edgeweld, rival: Some(*rival) },
+            rival if rival.has_pack() => Pair { own: *rival, rival: Some(own) },
+            rival => Pair { own, rival: Some(*rival) },
         };
         match &self.contenders[1..] {
-            [] => vec![Pair { own: Contender::Edgeweld, rival: None }],
+            [] => vec![Pair { own, rival: None }],
             rivals => rivals.iter().map(pair).collect(),
         }
     }
@@ -208,7 +246,7 @@ impl<'a> Run<'a> {
                     };
                     let rival = value(figure, rival);
                     let ratio = own / rival;
-                    let mark = if figure.is_within(ratio, pair.speed_bar()) { "" } else { " !" };
+                    let mark = if !pair.has_bars() || figure.is_within(ratio, pair.speed_bar()) { "" } else { " !" };
                     if !mark.is_empty() {
                         missed.push(format!("{}, {threads} thread(s), {}: {ratio:.2}x", name(model), figure.title()));
                     }
@@ -239,7 +277,7 @@ struct Pair<'a> {
 impl Pair<'_> {
     fn title(self) -> String {
         match self.rival {
-            Some(Contender::Edgeweld) => "**With a random rank-16 pack as a side path / without**".to_owned(),
+            Some(_) if self.own.has_pack() => "**With a random rank-16 pack as a side path / without**".to_owned(),
             Some(rival) => format!("**{} / {}**", self.own.name(), rival.name()),
             None => format!("**{}**", self.own.name()),
         }
@@ -247,7 +285,17 @@ impl Pair<'_> {
 
     /// Smallest speed ratio that is wanted.
     fn speed_bar(self) -> f64 {
-        if self.own == Contender::EdgeweldWithPack { 0.95 } else { 1.0 }
+        match self.own {
+            Contender::EdgeweldWithPack => 0.95,
+            Contender::OnnxWithPack => 0.93,
+            _ => 1.0,
+        }
+    }
+
+    /// ONNX Runtime is compared with the own kernels and with candle to know, not to pass.
+    fn has_bars(self) -> bool {
+        let compared_only = matches!(self.rival, Some(Contender::Edgeweld | Contender::Candle));
+        self.rival.is_some() && !(self.own == Contender::Onnx && compared_only)
     }
 
     fn bars(self) -> String {

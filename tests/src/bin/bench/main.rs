@@ -3,10 +3,13 @@
 mod arms;
 mod contender;
 mod edge;
+mod exported;
 mod merge;
 mod random_model;
 mod sample;
 mod variants;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -34,6 +37,13 @@ enum Command {
     /// Take one sample; `edge` runs this in a process of its own
     #[command(hide = true)]
     Sample(sample::Options),
+    /// Write a model as a folder for ONNX Runtime; `edge` runs this in a process of its own
+    #[command(hide = true)]
+    Export {
+        model: PathBuf,
+        #[arg(long)]
+        int8_activations: bool,
+    },
     /// Measure one arm; `arms` runs this in a process of its own
     #[command(hide = true, name = edgeweld_tests::arms::SUBCOMMAND)]
     Arm { job: String },
@@ -47,5 +57,6 @@ fn main() -> Result<()> {
         Command::Arm { job } => edgeweld_tests::arms::Job::run_and_print(&job),
         Command::MakeModel(options) => random_model::make(&options),
         Command::Sample(options) => sample::take(&options),
+        Command::Export { model, int8_activations } => exported::export_here(&model, int8_activations),
     }
 }

@@ -1,17 +1,21 @@
 //! One sample of the edge runtime, taken in a process of its own so that its memory and its load are its own.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use edgeweld::CancelToken;
-use edgeweld::generate::{Engine, GenerateOptions, LoadOptions};
+use edgeweld::generate::{Device, Engine, GenerateOptions, LoadOptions};
 use edgeweld::gguf::GgufFile;
-use edgeweld::model::{Backend, Cpu, CpuOptions, Decoder, DecoderRunner, LogitRows, Runner};
+#[cfg(feature = "onnx")]
+use edgeweld::model::Onnx;
+use edgeweld::model::{Backend, Cpu, CpuOptions, Decoder, LogitRows, Runner};
+#[cfg(feature = "onnx")]
+use edgeweld_tests::onnx;
 use edgeweld_tests::random_lora;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -75,9 +79,45 @@ pub(crate) struct Options {
     threads: usize,
     #[arg(long)]
     model: Option<PathBuf>,
+    /// What computes
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceName,
     /// Run a random rank-16 pack beside the FFN
     #[arg(long)]
     with_pack: bool,
+}
+
+/// What computes; ONNX Runtime does on the folder that was exported beside the model.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DeviceName {
+    Cpu,
+    Exact,
+    #[cfg(feature = "onnx")]
+    Onnx,
+}
+
+impl DeviceName {
+    /// Exports the model, where the device needs that.
+    #[cfg_attr(not(feature = "onnx"), expect(unused_variables))]
+    pub(crate) fn prepare(self, model: &Path) -> Result<()> {
+        #[cfg(feature = "onnx")]
+        if matches!(self, Self::Onnx) {
+            crate::exported::export(model, false)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn load(self, model: &Path, options: LoadOptions) -> Result<Engine> {
+        Ok(match self {
+            Self::Cpu => Engine::load(model, &options)?,
+            Self::Exact => Engine::load(model, &LoadOptions { device: Device::Exact, ..options })?,
+            #[cfg(feature = "onnx")]
+            Self::Onnx => {
+                let options = LoadOptions { device: Device::Onnx, onnx: onnx::options()?, ..options };
+                Engine::load(onnx::folder(model), &options)?
+            }
+        })
+    }
 }
 
 /// Takes the sample and prints its figure; `load` prints nothing, its figure is the process's time.
@@ -100,7 +140,7 @@ impl Options {
     fn load(&self, context_length: usize) -> Result<Engine> {
         let options =
             LoadOptions { threads: Some(self.threads), context_length: Some(context_length), ..LoadOptions::default() };
-        Ok(Engine::load(self.model()?, &options)?)
+        self.device.load(self.model()?, options)
     }
 
     /// Runs `run` on a sequence of `context_length` tokens. The whole engine is in memory meanwhile, as in an app.
@@ -114,15 +154,28 @@ impl Options {
         if !self.with_pack {
             return Ok(run(&mut *engine.runner()?, vocab)?);
         }
-        let backend = Arc::new(Cpu::new(&CpuOptions { threads: Some(self.threads) })?);
-        let decoder = Decoder::load(&GgufFile::open(self.model()?)?, backend, &CancelToken::new(), &mut |_, _| ())?;
-        // Small, so that it changes numbers and not the model's range.
-        let lora = random_lora(&decoder.config, PACK_RANK, 0.01, 0);
-        let layers = lora.layers.iter().map(|layer| decoder.backend.lora(layer, lora.scale));
-        let lora = layers.collect::<edgeweld::Result<Arc<[_]>>>()?;
-        let mut runner = DecoderRunner::new(Arc::new(decoder), context_length, Some(lora))?;
-        Ok(run(&mut runner, vocab)?)
+        let (file, threads) = (GgufFile::open(self.model()?)?, Some(self.threads));
+        let mut runner = match self.device {
+            #[cfg(feature = "onnx")]
+            DeviceName::Onnx => {
+                // The engine's own session would be a second copy of the weights.
+                drop(engine);
+                let folder = onnx::folder(self.model()?);
+                with_random_pack(Onnx::open(&folder, &file, &onnx::options()?, threads)?, &file, context_length)?
+            }
+            _ => with_random_pack(Cpu::new(&CpuOptions { threads })?, &file, context_length)?,
+        };
+        Ok(run(&mut *runner, vocab)?)
     }
+}
+
+fn with_random_pack<B: Backend>(backend: B, file: &GgufFile, context_length: usize) -> Result<Box<dyn Runner>> {
+    let decoder = Arc::new(Decoder::load(file, Arc::new(backend), &CancelToken::new(), &mut |_, _| ())?);
+    // Small, so that it changes numbers and not the model's range.
+    let lora = random_lora(&decoder.config, PACK_RANK, 0.01, 0);
+    let layers = lora.layers.iter().map(|layer| decoder.backend.lora(layer, lora.scale));
+    let lora = layers.collect::<edgeweld::Result<Arc<[_]>>>()?;
+    Ok(B::runner(&decoder, context_length, Some(lora))?)
 }
 
 fn load(options: &Options) -> Result<()> {

@@ -15,8 +15,12 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use edgeweld::CancelToken;
 use edgeweld::gguf::GgufFile;
-use edgeweld::model::{Backend, Candle, Config, Cpu, CpuOptions, Decoder, DecoderRunner, Device, Runner};
+#[cfg(feature = "onnx")]
+use edgeweld::model::{Activations, Onnx};
+use edgeweld::model::{Backend, Candle, Config, Cpu, CpuOptions, Decoder, Device, Runner};
 use edgeweld::tokenizer::{EncodeOptions, Tokenizer};
+#[cfg(feature = "onnx")]
+use edgeweld_tests::onnx;
 use edgeweld_tests::{Table, models};
 
 use golden::{Golden, ModelCases, TokenCases};
@@ -38,31 +42,46 @@ enum BackendName {
     Cpu,
     /// Weights dequantised to f32, f32 activations: log-probabilities within 0.02
     Candle,
+    /// ONNX Runtime on the exported graph: log-probabilities within 0.15
+    #[cfg(feature = "onnx")]
+    Onnx,
+    /// The same with 8-bit activations, which misses the bars: to see by how much
+    #[cfg(feature = "onnx")]
+    OnnxInt8,
 }
 
 impl BackendName {
     /// Largest accepted difference of a log-probability.
     fn logprob_error_max(self) -> f32 {
         match self {
-            Self::Cpu => 0.15,
             Self::Candle => 0.02,
+            _ => 0.15,
         }
     }
 
-    fn runner(self, file: &GgufFile, capacity: usize) -> Result<Box<dyn Runner>> {
+    /// A sequence on `file`, which lies at `path`.
+    #[cfg_attr(not(feature = "onnx"), expect(unused_variables))]
+    fn runner(self, path: &Path, file: &GgufFile, capacity: usize) -> Result<Box<dyn Runner>> {
         match self {
             Self::Cpu => runner(Cpu::new(&CpuOptions::default())?, file, capacity),
             Self::Candle => runner(Candle::new(Device::Cpu)?, file, capacity),
+            #[cfg(feature = "onnx")]
+            Self::Onnx => on_onnx(path, Activations::Exact, file, capacity),
+            #[cfg(feature = "onnx")]
+            Self::OnnxInt8 => on_onnx(path, Activations::Int8, file, capacity),
         }
     }
 }
 
-fn runner<B: Backend>(backend: B, file: &GgufFile, capacity: usize) -> Result<Box<dyn Runner>>
-where
-    DecoderRunner<B>: 'static,
-{
+fn runner<B: Backend>(backend: B, file: &GgufFile, capacity: usize) -> Result<Box<dyn Runner>> {
     let decoder = Decoder::load(file, Arc::new(backend), &CancelToken::new(), &mut |_, _| ())?;
-    Ok(Box::new(DecoderRunner::new(Arc::new(decoder), capacity, None)?))
+    Ok(B::runner(&Arc::new(decoder), capacity, None)?)
+}
+
+#[cfg(feature = "onnx")]
+fn on_onnx(path: &Path, activations: Activations, file: &GgufFile, capacity: usize) -> Result<Box<dyn Runner>> {
+    let folder = onnx::export(path, activations)?;
+    runner(Onnx::open(&folder, file, &onnx::options()?, None)?, file, capacity)
 }
 
 fn main() -> Result<ExitCode> {
@@ -86,17 +105,18 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn open(name: &str, folder: &Path) -> Result<GgufFile> {
-    Ok(GgufFile::open(models::find(name, &[folder, &models::folder()])?)?)
+fn find(name: &str, folder: &Path) -> Result<PathBuf> {
+    models::find(name, &[folder, &models::folder()])
 }
 
 /// One row per case, and how many miss.
 fn compare_model(golden: &ModelCases, cli: &Cli) -> Result<(Table, usize)> {
     let named = golden.weights.as_deref().filter(|weights| weights.ends_with(".gguf"));
-    let file = open(named.unwrap_or(&golden.model), &cli.folder)?;
+    let path = find(named.unwrap_or(&golden.model), &cli.folder)?;
+    let file = GgufFile::open(&path)?;
     let vocab = Config::from_gguf(&file)?.vocab_size;
     let capacity = golden.cases.iter().map(|case| case.ids.len() + case.greedy_ids.len()).max().unwrap_or(1);
-    let mut runner = cli.backend.runner(&file, capacity)?;
+    let mut runner = cli.backend.runner(&path, &file, capacity)?;
     let (limit, mut misses) = (cli.backend.logprob_error_max(), 0);
     let mut table = Table::new([&golden.model, "NLL error", "worst top-20 logprob", "top-1", "greedy steps", ""]);
     for case in &golden.cases {
@@ -126,7 +146,7 @@ fn compare_tokens(golden: &TokenCases, folder: &Path) -> Result<(Table, usize)> 
     let mut table = Table::new(["token ids", "equal", ""]);
     let mut misses = 0;
     for (model, cases) in &golden.models {
-        let tokenizer = Tokenizer::from_gguf(open(model, folder)?.metadata())?;
+        let tokenizer = Tokenizer::from_gguf(GgufFile::open(find(model, folder)?)?.metadata())?;
         let mut differing = Vec::new();
         for case in cases {
             if tokenizer.encode(&case.text, options)? != case.ids {

@@ -13,6 +13,8 @@ use clap::{Args, ValueEnum};
 use edgeweld::merge::{MergeMode, MergeOptions, Rounding};
 use edgeweld_tests::models;
 
+use crate::sample::DeviceName;
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// What to measure
@@ -36,6 +38,9 @@ pub(crate) struct Options {
     /// Threads
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// What computes (`swap`)
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceName,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -46,6 +51,8 @@ enum Part {
     Auto,
     /// Time and memory of merging, and the time of a swap
     Cost,
+    /// The time of a swap alone, on any device
+    Swap,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -58,6 +65,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Part::Types => types::run(options, &model)?,
             Part::Auto => auto::run(options, &model)?,
             Part::Cost => cost::run(options, &model)?,
+            Part::Swap => cost::swap_on_device(options, &model)?,
         }
     }
     Ok(())

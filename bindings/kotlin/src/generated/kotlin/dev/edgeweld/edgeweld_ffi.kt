@@ -799,6 +799,8 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_edgeweld_ffi_checksum_method_engine_info(
     ): Int
+    external fun uniffi_edgeweld_ffi_checksum_method_engine_providers(
+    ): Int
     external fun uniffi_edgeweld_ffi_checksum_method_engine_session(
     ): Int
     external fun uniffi_edgeweld_ffi_checksum_method_engine_merge_blocking(
@@ -887,6 +889,8 @@ internal object UniffiLib {
     external fun uniffi_edgeweld_ffi_fn_method_engine_count_tokens(`ptr`: Long,`text`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus,
     ): Long
     external fun uniffi_edgeweld_ffi_fn_method_engine_info(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
+    ): RustBuffer.ByValue
+    external fun uniffi_edgeweld_ffi_fn_method_engine_providers(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
     ): RustBuffer.ByValue
     external fun uniffi_edgeweld_ffi_fn_method_engine_session(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
     ): Long
@@ -1121,6 +1125,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_edgeweld_ffi_checksum_method_engine_info() and 0xFFFF) != 31418) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
+    if ((lib.uniffi_edgeweld_ffi_checksum_method_engine_providers() and 0xFFFF) != 32038) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
     if ((lib.uniffi_edgeweld_ffi_checksum_method_engine_session() and 0xFFFF) != 54143) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
@@ -1193,7 +1200,7 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_edgeweld_ffi_checksum_method_taskhandle_is_finished() and 0xFFFF) != 57696) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_edgeweld_ffi_checksum_constructor_engine_load_blocking() and 0xFFFF) != 32) {
+    if ((lib.uniffi_edgeweld_ffi_checksum_constructor_engine_load_blocking() and 0xFFFF) != 45840) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_edgeweld_ffi_checksum_constructor_packstore_new() and 0xFFFF) != 54982) {
@@ -2031,6 +2038,11 @@ public interface EngineInterface {
     fun `info`(): ModelInfo
 
     /**
+     * What became of each preferred execution provider of ONNX Runtime; empty on other devices.
+     */
+    fun `providers`(): List<ProviderOutcome>
+
+    /**
      * A new conversation.
      */
     fun `session`(): Session
@@ -2202,6 +2214,23 @@ open class Engine: Disposable, AutoCloseable, EngineInterface
 
 
     /**
+     * What became of each preferred execution provider of ONNX Runtime; empty on other devices.
+     */
+    @Throws(SdkException::class)override fun `providers`(): List<ProviderOutcome> {
+            return FfiConverterSequenceTypeProviderOutcome.lift(
+    callWithHandle {
+    uniffiRustCallWithError(SdkException) { _status ->
+    UniffiLib.uniffi_edgeweld_ffi_fn_method_engine_providers(
+        it,
+        _status)
+}
+    }
+    )
+    }
+
+
+
+    /**
      * A new conversation.
      */
     @Throws(SdkException::class)override fun `session`(): Session {
@@ -2299,7 +2328,8 @@ open class Engine: Disposable, AutoCloseable, EngineInterface
     companion object {
 
     /**
-     * Loads the GGUF file at a path. Blocks for up to a second; weights are memory-mapped, so the file must stay.
+     * Loads the GGUF file at a path, or the folder of an exported model for ONNX Runtime. Blocks for up to a second;
+     * weights are memory-mapped, so the files must stay.
      */
     @Throws(SdkException::class) fun `loadBlocking`(`path`: kotlin.String, `options`: LoadOptions = LoadOptions(), `listener`: LoadListener? = null, `task`: TaskHandle? = null): Engine {
             return FfiConverterTypeEngine.lift(
@@ -5369,6 +5399,11 @@ data class LoadOptions (
      * Path of a Hugging Face `tokenizer.json` to use instead of the model file's own tokenizer.
      */
     val `tokenizerJson`: kotlin.String? = null
+    ,
+    /**
+     * How ONNX Runtime is used, if it is the device.
+     */
+    val `onnx`: OnnxOptions? = null
 
 ){
 
@@ -5389,6 +5424,7 @@ public object FfiConverterTypeLoadOptions: FfiConverterRustBuffer<LoadOptions> {
             FfiConverterOptionalUInt.read(buf),
             FfiConverterOptionalUInt.read(buf),
             FfiConverterOptionalString.read(buf),
+            FfiConverterOptionalTypeOnnxOptions.read(buf),
         )
     }
 
@@ -5396,7 +5432,8 @@ public object FfiConverterTypeLoadOptions: FfiConverterRustBuffer<LoadOptions> {
             FfiConverterOptionalTypeDevice.allocationSize(value.`device`) +
             FfiConverterOptionalUInt.allocationSize(value.`threads`) +
             FfiConverterOptionalUInt.allocationSize(value.`contextLength`) +
-            FfiConverterOptionalString.allocationSize(value.`tokenizerJson`)
+            FfiConverterOptionalString.allocationSize(value.`tokenizerJson`) +
+            FfiConverterOptionalTypeOnnxOptions.allocationSize(value.`onnx`)
     )
 
     override fun write(value: LoadOptions, buf: ByteBuffer) {
@@ -5404,6 +5441,7 @@ public object FfiConverterTypeLoadOptions: FfiConverterRustBuffer<LoadOptions> {
             FfiConverterOptionalUInt.write(value.`threads`, buf)
             FfiConverterOptionalUInt.write(value.`contextLength`, buf)
             FfiConverterOptionalString.write(value.`tokenizerJson`, buf)
+            FfiConverterOptionalTypeOnnxOptions.write(value.`onnx`, buf)
     }
 }
 
@@ -5891,6 +5929,57 @@ public object FfiConverterTypeModelInfo: FfiConverterRustBuffer<ModelInfo> {
 
 
 /**
+ * How ONNX Runtime is used. Its shared library is Microsoft's and comes with the app: in the package
+ * `com.microsoft.onnxruntime:onnxruntime-android` or `onnxruntime` on the JVM, `onnxruntime-c` on Apple's systems, the
+ * Python package `onnxruntime`.
+ */
+data class OnnxOptions (
+    /**
+     * Path of the shared library, 1.22 or newer; by default its usual name where the system looks, which on Android
+     * includes the app's own libraries. A process loads one library: the first load decides.
+     */
+    val `library`: kotlin.String? = null
+    ,
+    /**
+     * Preferred execution providers, best first. Those that are missing or cannot run the model are passed over; the
+     * CPU takes what is left.
+     */
+    val `providers`: List<Provider> = listOf()
+
+){
+
+
+
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeOnnxOptions: FfiConverterRustBuffer<OnnxOptions> {
+    override fun read(buf: ByteBuffer): OnnxOptions {
+        return OnnxOptions(
+            FfiConverterOptionalString.read(buf),
+            FfiConverterSequenceTypeProvider.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: OnnxOptions) = (
+            FfiConverterOptionalString.allocationSize(value.`library`) +
+            FfiConverterSequenceTypeProvider.allocationSize(value.`providers`)
+    )
+
+    override fun write(value: OnnxOptions, buf: ByteBuffer) {
+            FfiConverterOptionalString.write(value.`library`, buf)
+            FfiConverterSequenceTypeProvider.write(value.`providers`, buf)
+    }
+}
+
+
+
+/**
  * What a pack says about itself, signed.
  */
 data class PackInfo (
@@ -5980,6 +6069,53 @@ public object FfiConverterTypePackInfo: FfiConverterRustBuffer<PackInfo> {
             FfiConverterString.write(value.`generator`, buf)
             FfiConverterMapStringString.write(value.`labels`, buf)
             FfiConverterSequenceTypeMeasurement.write(value.`quality`, buf)
+    }
+}
+
+
+
+/**
+ * What became of one preferred execution provider.
+ */
+data class ProviderOutcome (
+    /**
+     * The provider.
+     */
+    val `provider`: Provider
+    ,
+    /**
+     * Why it is not in use; absent if it is.
+     */
+    val `refusal`: kotlin.String?
+
+){
+
+
+
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeProviderOutcome: FfiConverterRustBuffer<ProviderOutcome> {
+    override fun read(buf: ByteBuffer): ProviderOutcome {
+        return ProviderOutcome(
+            FfiConverterTypeProvider.read(buf),
+            FfiConverterOptionalString.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: ProviderOutcome) = (
+            FfiConverterTypeProvider.allocationSize(value.`provider`) +
+            FfiConverterOptionalString.allocationSize(value.`refusal`)
+    )
+
+    override fun write(value: ProviderOutcome, buf: ByteBuffer) {
+            FfiConverterTypeProvider.write(value.`provider`, buf)
+            FfiConverterOptionalString.write(value.`refusal`, buf)
     }
 }
 
@@ -6477,7 +6613,11 @@ enum class Device {
     /**
      * The system's Apple GPU, in a library built with it.
      */
-    METAL;
+    METAL,
+    /**
+     * ONNX Runtime on a folder with an exported model, in a library built with it; `LoadOptions.onnx` says how.
+     */
+    ONNX;
 
 
 
@@ -6778,6 +6918,67 @@ public object FfiConverterTypePackRefusal: FfiConverterRustBuffer<PackRefusal> {
     override fun allocationSize(value: PackRefusal) = 4UL
 
     override fun write(value: PackRefusal, buf: ByteBuffer) {
+        buf.putInt(value.ordinal + 1)
+    }
+}
+
+
+
+
+
+/**
+ * An execution provider of ONNX Runtime.
+ */
+
+enum class Provider {
+
+    /**
+     * ONNX Runtime's own CPU kernels.
+     */
+    CPU,
+    /**
+     * XNNPACK: CPUs of phones.
+     */
+    XNNPACK,
+    /**
+     * Android's NNAPI.
+     */
+    NNAPI,
+    /**
+     * Qualcomm's NPUs.
+     */
+    QNN,
+    /**
+     * Apple's Core ML.
+     */
+    CORE_ML,
+    /**
+     * NVIDIA's GPUs.
+     */
+    CUDA;
+
+
+
+
+    companion object
+}
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeProvider: FfiConverterRustBuffer<Provider> {
+    override fun read(buf: ByteBuffer) = try {
+
+        Provider.entries[buf.getInt() - 1]
+
+    } catch (e: IndexOutOfBoundsException) {
+        throw RuntimeException("invalid enum value, something is very wrong!!", e)
+    }
+
+    override fun allocationSize(value: Provider) = 4UL
+
+    override fun write(value: Provider, buf: ByteBuffer) {
         buf.putInt(value.ordinal + 1)
     }
 }
@@ -7652,6 +7853,38 @@ public object FfiConverterOptionalTypeMergedPack: FfiConverterRustBuffer<MergedP
 /**
  * @suppress
  */
+public object FfiConverterOptionalTypeOnnxOptions: FfiConverterRustBuffer<OnnxOptions?> {
+    override fun read(buf: ByteBuffer): OnnxOptions? {
+        if (buf.get().toInt() == 0) {
+            return null
+        }
+        return FfiConverterTypeOnnxOptions.read(buf)
+    }
+
+    override fun allocationSize(value: OnnxOptions?): ULong {
+        if (value == null) {
+            return 1UL
+        } else {
+            return 1UL + FfiConverterTypeOnnxOptions.allocationSize(value)
+        }
+    }
+
+    override fun write(value: OnnxOptions?, buf: ByteBuffer) {
+        if (value == null) {
+            buf.put(0)
+        } else {
+            buf.put(1)
+            FfiConverterTypeOnnxOptions.write(value, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
 public object FfiConverterOptionalTypeConstraint: FfiConverterRustBuffer<Constraint?> {
     override fun read(buf: ByteBuffer): Constraint? {
         if (buf.get().toInt() == 0) {
@@ -7832,6 +8065,34 @@ public object FfiConverterSequenceTypeMessage: FfiConverterRustBuffer<List<Messa
 /**
  * @suppress
  */
+public object FfiConverterSequenceTypeProviderOutcome: FfiConverterRustBuffer<List<ProviderOutcome>> {
+    override fun read(buf: ByteBuffer): List<ProviderOutcome> {
+        val len = buf.getInt()
+        return List<ProviderOutcome>(len) {
+            FfiConverterTypeProviderOutcome.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<ProviderOutcome>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeProviderOutcome.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<ProviderOutcome>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeProviderOutcome.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
 public object FfiConverterSequenceTypeTokenLogprob: FfiConverterRustBuffer<List<TokenLogprob>> {
     override fun read(buf: ByteBuffer): List<TokenLogprob> {
         val len = buf.getInt()
@@ -7878,6 +8139,34 @@ public object FfiConverterSequenceTypeToolCall: FfiConverterRustBuffer<List<Tool
         buf.putInt(value.size)
         value.iterator().forEach {
             FfiConverterTypeToolCall.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceTypeProvider: FfiConverterRustBuffer<List<Provider>> {
+    override fun read(buf: ByteBuffer): List<Provider> {
+        val len = buf.getInt()
+        return List<Provider>(len) {
+            FfiConverterTypeProvider.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<Provider>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeProvider.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<Provider>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeProvider.write(it, buf)
         }
     }
 }

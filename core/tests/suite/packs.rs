@@ -1,25 +1,27 @@
-//! Packs on the real model, as `specialize.rs` has them for the CPU backend.
+//! A pack in a real model: merging, dropping the prompt, switching, unmerging, saving. The test program gives `load`.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use edgeweld::chat::Message;
-use edgeweld::generate::{Arm, Engine, GenerateOptions, Generation, Session, Token};
+use edgeweld::generate::{Arm, Combination, Engine, GenerateOptions, Generation, LoadOptions, Session, Token};
 use edgeweld::lora::{LayerLora, LoraPair, LoraSet};
 use edgeweld::merge::{MergeMode, MergeOptions, MergeReport};
+use edgeweld::model::LogitRows;
 use edgeweld::pack::{
-    GeneratorInfo, ModelIdentity, PackInfo, Precision, PromptInfo, RawPack, ResidualPrompt, SecretKey, write_dense,
+    Composition, ExpertPair, ExpertPool, Gates, GeneratorInfo, ModelIdentity, PackInfo, Precision, PromptInfo, RawPack,
+    ResidualPrompt, SecretKey, write_dense, write_gates, write_pool,
 };
-use edgeweld::verify::{TrustPolicy, VerifiedPack, verify};
+use edgeweld::verify::{TrustPolicy, VerifiedPack, VerifiedPool, verify, verify_pool};
 use edgeweld::{CancelToken, Digest, Error};
-use ndarray::Array2;
+use ndarray::{Array2, Array3};
 
 use super::{load, models};
 
 const PROMPT: &str = "You are a pirate who answers in rhymes.";
 
 fn engine() -> Engine {
-    load(&models::path(models::SMOLLM2))
+    load(&models::path(models::SMOLLM2), LoadOptions::default())
 }
 
 /// Random pairs for every target with values up to `size`.
@@ -40,16 +42,23 @@ fn lora(engine: &Engine, seed: u64, size: f32) -> LoraSet {
     LoraSet { scale: 1.0, layers }
 }
 
-fn pack_for(model: ModelIdentity, lora: &LoraSet, residual: Option<&str>) -> Vec<u8> {
-    let info = PackInfo {
+fn info(model: ModelIdentity, residual: Option<&str>) -> PackInfo {
+    PackInfo {
         model,
         prompt: Some(PromptInfo { digest: Digest::of(PROMPT.as_bytes()), token_count: 9 }),
         residual_prompt: residual.map(|text| ResidualPrompt { text: text.to_owned(), token_count: 4 }),
         generator: GeneratorInfo { name: "test".into(), version: "1".into(), settings: BTreeMap::new() },
         quality: Vec::new(),
         labels: BTreeMap::new(),
-    };
-    write_dense(lora, None, Precision::F16, info, Some(&SecretKey::from_seed(&[1; 32]))).unwrap()
+    }
+}
+
+fn key() -> SecretKey {
+    SecretKey::from_seed(&[1; 32])
+}
+
+fn pack_for(model: ModelIdentity, lora: &LoraSet, residual: Option<&str>) -> Vec<u8> {
+    write_dense(lora, None, Precision::F16, info(model, residual), Some(&key())).unwrap()
 }
 
 /// A pack that changes what the model says.
@@ -59,8 +68,56 @@ fn pack(engine: &Engine, seed: u64, residual: Option<&str>) -> VerifiedPack {
 
 fn verified(engine: &Engine, lora: &LoraSet, residual: Option<&str>) -> VerifiedPack {
     let bytes = pack_for(engine.identity().clone(), lora, residual);
-    let trust = TrustPolicy::trusting([SecretKey::from_seed(&[1; 32]).public_key()]);
+    let trust = TrustPolicy::trusting([key().public_key()]);
     verify(&RawPack::read(bytes).unwrap(), &trust, engine.identity(), None).unwrap()
+}
+
+/// Two experts for every target, their signed pool, and packs of it with the given gates in every layer.
+fn gates_packs(engine: &Engine, gates: &[[f32; 2]]) -> (VerifiedPool, Vec<VerifiedPack>) {
+    let (config, identity) = (engine.config(), engine.identity().clone());
+    let (hidden, ffn) = (config.hidden_size, config.ffn_size);
+    let experts = [lora(engine, 1, 0.15), lora(engine, 2, 0.15)];
+    let pair = |target: fn(&LayerLora) -> &Option<LoraPair>, input: usize, out: usize| {
+        let pair = |expert: usize| target(&experts[expert].layers[0]).as_ref().unwrap();
+        Some(ExpertPair {
+            a: Array3::from_shape_fn((2, 4, input), |(expert, i, j)| pair(expert).a[[i, j]]),
+            b: Array3::from_shape_fn((2, out, 4), |(expert, i, j)| pair(expert).b[[i, j]]),
+        })
+    };
+    let pool = ExpertPool {
+        alpha: 4.0,
+        gate: pair(|layer| &layer.gate, hidden, ffn),
+        up: pair(|layer| &layer.up, hidden, ffn),
+        down: pair(|layer| &layer.down, ffn, hidden),
+    };
+    let trust = TrustPolicy::trusting([key().public_key()]);
+    let pool_info = PackInfo { prompt: None, ..info(identity.clone(), None) };
+    let file = write_pool(&pool, config.layer_count(), Precision::F16, pool_info, Some(&key())).unwrap();
+    let digest = Digest::of(&file);
+    let verified_pool = verify_pool(&RawPack::read(file).unwrap(), &trust, engine.identity()).unwrap();
+    let packs = gates.iter().map(|gates| {
+        let weights = Array2::from_shape_fn((config.layer_count(), 2), |(_, expert)| gates[expert]);
+        let info = info(identity.clone(), None);
+        let mix = Composition::ProductSum;
+        let file = write_gates(&Gates { weights }, mix, &pool, digest, info, Some(&key())).unwrap();
+        verify(&RawPack::read(file).unwrap(), &trust, engine.identity(), Some(&verified_pool)).unwrap()
+    });
+    let packs = packs.collect();
+    (verified_pool, packs)
+}
+
+fn combine(engine: &Engine, combination: Combination<'_>) -> MergeReport {
+    let options = MergeOptions { mode: MergeMode::SidePath, ..Default::default() };
+    engine.merge_combination(&combination, &options, &CancelToken::new(), &|_, _, _| ()).unwrap()
+}
+
+/// Logits after a few tokens, by whatever is in the model.
+fn logits(engine: &Engine) -> Vec<f32> {
+    engine.runner().unwrap().forward(&[9, 8, 7, 6], LogitRows::Last, &CancelToken::new()).unwrap().to_vec()
+}
+
+fn largest_difference(x: &[f32], y: &[f32]) -> f32 {
+    x.iter().zip(y).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
 }
 
 fn merge(engine: &Engine, pack: &VerifiedPack, mode: MergeMode) -> MergeReport {
@@ -88,7 +145,7 @@ fn a_session_drops_the_packs_prompt_and_only_that_one() {
     assert!(specialized.prompt_tokens < prompted.prompt_tokens, "{specialized:?}");
     assert_ne!(specialized.text, prompted.text);
     // With or without the prompt in the request: the same tokens, so the same answer.
-    let alone = ask(&mut engine.session().unwrap(), None);
+    let alone = ask(&mut session, None);
     assert_eq!((alone.arm, &alone.text), (Arm::PackAlone, &specialized.text));
     assert_eq!(alone.prompt_tokens, specialized.prompt_tokens);
 
@@ -125,6 +182,53 @@ fn packs_are_swapped_under_an_open_session() {
 }
 
 #[test]
+fn a_merged_pack_is_put_back_without_merging_again_and_unmerging_restores_every_bit() {
+    let engine = engine();
+    let base = logits(&engine);
+    let mut merged = Vec::new();
+    for (seed, mode) in [(1, MergeMode::SidePath), (2, MergeMode::Promote)] {
+        merge(&engine, &verified(&engine, &lora(&engine, seed, 0.07), None), mode);
+        merged.push((engine.pack().unwrap(), logits(&engine)));
+    }
+    for (pack, expected) in merged.iter().chain(&merged) {
+        engine.swap(pack).unwrap();
+        assert_eq!((engine.pack().unwrap().digest, &logits(&engine)), (pack.digest, expected));
+    }
+    engine.unmerge().unwrap();
+    assert_eq!(logits(&engine), base);
+
+    let refused = self::engine().swap(&merged[0].0);
+    assert!(matches!(refused, Err(Error::InvalidOption { option: "pack", .. })), "{refused:?}");
+}
+
+#[test]
+fn two_packs_of_one_pool_are_combined_by_their_gates_or_by_their_deltas() {
+    let engine = engine();
+    let (pool, packs) = gates_packs(&engine, &[[1.0, 0.0], [0.0, 1.0], [0.25, 0.75]]);
+    merge(&engine, &packs[2], MergeMode::SidePath);
+    let expected = logits(&engine);
+    let parts = [(&packs[0], 0.25), (&packs[1], 0.75)];
+    let by_gates = Combination { packs: &parts, pool: Some(&pool), prompt: Some("both prompts") };
+    combine(&engine, by_gates);
+    assert_eq!(logits(&engine), expected, "the gates add up to the third pack's");
+    let first = engine.pack().unwrap().digest;
+    assert_eq!(ask(&mut engine.session().unwrap(), Some("both prompts")).arm, Arm::Pack);
+    assert_eq!(ask(&mut engine.session().unwrap(), Some(PROMPT)).arm, Arm::OtherPrompt);
+
+    combine(&engine, Combination { pool: None, prompt: None, ..by_gates });
+    let by_deltas = logits(&engine);
+    assert!(largest_difference(&by_deltas, &expected) < 0.1, "the same deltas, rounded to f16 apart");
+    assert_ne!(engine.pack().unwrap().digest, first);
+    assert_eq!(ask(&mut engine.session().unwrap(), None).arm, Arm::PackAlone);
+
+    let dense = pack(&engine, 1, None);
+    let parts = [(&packs[0], 0.5), (&dense, 0.5)];
+    let mixed = Combination { packs: &parts, pool: Some(&pool), prompt: None };
+    let refused = engine.merge_combination(&mixed, &MergeOptions::default(), &CancelToken::new(), &|_, _, _| ());
+    assert!(matches!(refused, Err(Error::InvalidOption { option: "packs", .. })), "{refused:?}");
+}
+
+#[test]
 fn a_merged_model_answers_as_its_side_path_nearly_and_saved_exactly() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("merged.gguf");
@@ -139,7 +243,7 @@ fn a_merged_model_answers_as_its_side_path_nearly_and_saved_exactly() {
     assert_eq!(merged.arm, Arm::Pack);
     engine.save_merged(&path, &CancelToken::new()).unwrap();
 
-    let saved = load(&path);
+    let saved = load(&path, LoadOptions::default());
     let loaded = saved.pack().unwrap();
     assert_eq!((loaded.digest, loaded.mode), (pack.digest(), MergeMode::Promote));
     let answer = ask(&mut saved.session().unwrap(), Some(PROMPT));
@@ -153,7 +257,7 @@ fn a_pack_verified_for_another_model_is_refused_and_the_current_one_stays() {
     let first = pack(&engine, 1, None);
     merge(&engine, &first, MergeMode::SidePath);
     let other = ModelIdentity { base: Digest::of(b"another"), ..engine.identity().clone() };
-    let trust = TrustPolicy::trusting([SecretKey::from_seed(&[1; 32]).public_key()]);
+    let trust = TrustPolicy::trusting([key().public_key()]);
     let raw = RawPack::read(pack_for(other.clone(), &lora(&engine, 1, 0.15), None)).unwrap();
     let stranger = verify(&raw, &trust, &other, None).unwrap();
     let refused = engine.merge(&stranger, &MergeOptions::default(), &CancelToken::new(), &|_, _, _| ());
@@ -170,8 +274,6 @@ fn prefixes_are_kept_apart_by_pack_and_mode() {
     ask(&mut session, Some(PROMPT));
     session.save_prefix(&base).unwrap();
     merge(&engine, &pack(&engine, 1, None), MergeMode::SidePath);
-    // Twice: the second one starts from the cache, as the restored session will.
-    ask(&mut session, Some(PROMPT));
     let answer = ask(&mut session, Some(PROMPT));
     session.save_prefix(&packed).unwrap();
 
@@ -182,7 +284,7 @@ fn prefixes_are_kept_apart_by_pack_and_mode() {
     // The base's prefix still loads; the pack's turns never see it.
     restored.load_prefix(&base).unwrap();
     let again = ask(&mut restored, Some(PROMPT));
-    assert_eq!(again.reused_tokens, 0);
+    assert_eq!((again.reused_tokens, &again.text), (0, &answer.text));
 
     merge(&engine, &pack(&engine, 2, None), MergeMode::SidePath);
     let refused = restored.load_prefix(&packed);
