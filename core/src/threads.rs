@@ -217,6 +217,43 @@ impl Chunks {
     }
 }
 
+/// Hands out `0..total` in chunks like [`Chunks`], but to each worker first from its own share, a stretch of neighbouring
+/// items, and then from what the others have left.
+#[derive(Debug)]
+pub struct Shares {
+    next: [Next; SHARES_MAX],
+    total: usize,
+    chunk: usize,
+    count: usize,
+}
+
+/// More workers than this have shares in common.
+const SHARES_MAX: usize = 16;
+
+/// First item of a share that is not handed out. On a cache line of its own, because each is one worker's as a rule.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Next(AtomicUsize);
+
+impl Shares {
+    /// Chunks of `chunk` items (at least one) in `shares` equal shares (at least one); a share's last may be shorter.
+    pub fn new(total: usize, chunk: usize, shares: usize) -> Self {
+        let count = shares.clamp(1, SHARES_MAX);
+        let next = std::array::from_fn(|share| Next(AtomicUsize::new(total * share.min(count) / count)));
+        Self { next, total, chunk: chunk.max(1), count }
+    }
+
+    /// The next chunk for `worker`, or `None` when all are taken.
+    pub fn take(&self, worker: usize) -> Option<Range<usize>> {
+        (0..self.count).find_map(|offset| {
+            let share = (worker + offset) % self.count;
+            let end = self.total * (share + 1) / self.count;
+            let start = self.next[share].0.fetch_add(self.chunk, Ordering::Relaxed);
+            (start < end).then(|| start..(start + self.chunk).min(end))
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,6 +293,33 @@ mod tests {
             }
         });
         assert!(seen.iter().all(|item| item.load(Ordering::Relaxed) == 1));
+    }
+
+    #[test]
+    fn shares_cover_the_whole_range_without_overlap_whoever_asks() {
+        for (total, shares, workers) in [(1003, 4, 4), (1003, 1, 4), (1003, 4, 1), (3, 4, 4), (200, 40, 20), (0, 2, 2)]
+        {
+            let seen: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
+            let chunks = Shares::new(total, 10, shares);
+            ThreadPool::new(workers).run(|worker, _| {
+                while let Some(range) = chunks.take(worker) {
+                    seen[range].iter().for_each(|item| _ = item.fetch_add(1, Ordering::Relaxed));
+                }
+            });
+            assert!(
+                seen.iter().all(|item| item.load(Ordering::Relaxed) == 1),
+                "{total} in {shares}, {workers} workers"
+            );
+        }
+    }
+
+    #[test]
+    fn a_worker_takes_its_own_share_first() {
+        let chunks = Shares::new(100, 10, 2);
+        assert_eq!(chunks.take(1), Some(50..60));
+        assert_eq!(chunks.take(0), Some(0..10));
+        let rest: Vec<_> = std::iter::from_fn(|| chunks.take(1)).map(|range| range.start).collect();
+        assert_eq!(rest, [60, 70, 80, 90, 10, 20, 30, 40]);
     }
 
     #[test]

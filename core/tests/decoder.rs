@@ -201,8 +201,9 @@ fn a_sequence_keeps_its_promises_on_the_candle_backend() {
     sequence_keeps_its_promises(candle());
 }
 
-/// A side path equals a model whose FFN weights have the delta added.
-fn side_path_equals_added_weights<B: Backend>(backend: impl Fn() -> B, tolerance: f32) {
+/// A side path equals a model whose FFN weights have the delta added, but for `tolerance` and a share of what the delta
+/// changes.
+fn side_path_equals_added_weights<B: Backend>(backend: impl Fn() -> B, tolerance: f32, share_of_delta: f32) {
     let model = &MODELS[1];
     let decoder = model.load(backend());
     let (rank, scale) = (4, 0.5);
@@ -249,6 +250,7 @@ fn side_path_equals_added_weights<B: Backend>(backend: impl Fn() -> B, tolerance
     let expected = forward(&mut runner(&merged, 64), &ids, LogitRows::All);
     let moved = base.iter().zip(&expected).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
     assert!(moved > 0.2, "the delta moves logits by {moved} only");
+    let tolerance = tolerance + share_of_delta * moved;
     assert_close("prefill", &forward(&mut with_lora, &ids, LogitRows::All), &expected, tolerance);
     with_lora.truncate(0);
     for (index, id) in ids.iter().enumerate() {
@@ -259,12 +261,13 @@ fn side_path_equals_added_weights<B: Backend>(backend: impl Fn() -> B, tolerance
 
 #[test]
 fn a_side_path_equals_added_weights_on_the_cpu_backend() {
-    side_path_equals_added_weights(cpu, 5e-3);
+    // The factors have 8 bits.
+    side_path_equals_added_weights(cpu, 5e-3, 0.02);
 }
 
 #[test]
 fn a_side_path_equals_added_weights_on_the_candle_backend() {
-    side_path_equals_added_weights(candle, 2e-4);
+    side_path_equals_added_weights(candle, 2e-4, 0.0);
 }
 
 #[test]

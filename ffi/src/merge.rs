@@ -8,7 +8,7 @@ use crate::{Engine, SdkError, TaskHandle, VerifiedPack};
 /// How a pack gets into a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
 pub enum MergeMode {
-    /// Beside the weights: always exact, swaps in milliseconds, a little slower per token.
+    /// Beside the weights: keeps the delta to within 1%, swaps in milliseconds, a little slower per token.
     SidePath,
     /// Into the weights, in their own format.
     Merge,

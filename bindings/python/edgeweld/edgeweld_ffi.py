@@ -2421,7 +2421,7 @@ class MergeMode(enum.Enum):
 
     SIDE_PATH = 0
     """
-    Beside the weights: always exact, swaps in milliseconds, a little slower per token.
+    Beside the weights: keeps the delta to within 1%, swaps in milliseconds, a little slower per token.
 """
 
     MERGE = 1

@@ -1,3 +1,4 @@
+use super::lone_row::LoneRowBuffers;
 use super::{Kernels, OutPointer};
 use crate::threads::{Chunks, ThreadPool};
 
@@ -38,7 +39,9 @@ pub struct Activations {
     scales: Buffer,
     sums: Buffer,
     half_sums: Buffer,
+    /// `a·x` of the side path for several rows, and for one.
     pub(super) side: Vec<f32>,
+    pub(super) lone_row: LoneRowBuffers,
 }
 
 impl Activations {
@@ -90,7 +93,8 @@ unsafe impl Sync for Quantized {}
 /// One group of quantised rows; see [`Quantized`].
 #[derive(Clone, Copy)]
 pub(super) struct Group {
-    /// `[blocks, rows, 64]`: 32 codes, -32,512 to 32,512, in the instruction set's own order.
+    /// `[blocks, rows, 64]`: 32 codes, -32,512 to 32,512, in the instruction set's own order. Behind a group of one row
+    /// there is room for the same codes in another order, filled up to a multiple of four blocks.
     pub(super) codes: *mut u8,
     /// `[blocks, rows]`
     pub(super) scales: *mut f32,
@@ -141,7 +145,8 @@ impl Input<'_> {
         let (rows, blocks) = (self.rows, self.cols / BLOCK);
         let buffers = &mut *self.buffers;
         let quantized = Quantized {
-            codes: buffers.codes.reserve(rows * blocks * CODES_BYTES),
+            // One row more, for the second order in which an instruction set may keep the codes of a lone row.
+            codes: buffers.codes.reserve((rows + 1) * blocks * CODES_BYTES),
             scales: buffers.scales.reserve(rows * blocks),
             sums: buffers.sums.reserve(rows * blocks),
             half_sums: buffers.half_sums.reserve(rows * blocks * 2),

@@ -19,6 +19,7 @@
 mod activations;
 mod formats;
 mod isa;
+mod lone_row;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod product;
@@ -39,8 +40,8 @@ pub use product::Product;
 pub use side_path::SidePath;
 
 use activations::Group;
-use half::f16;
 use rows::RowOps;
+use side_path::{SideInput, SideTile};
 
 use crate::model::Activation;
 use crate::quant::BlockType;
@@ -84,10 +85,8 @@ struct Ops {
     float_unpack: fn(BlockType) -> FloatUnpack,
     /// Adds the products of 16 unpacked float rows with up to [`activations::GROUP`] rows of f32.
     float_multiply: FloatMultiply,
-    /// `out += b · ax` for `b: [rank, 16]`.
-    side_row: unsafe fn(b: &[f16], ax: &[f32], out: &mut [f32; activations::TILE]),
-    /// f16 to f32.
-    widen: unsafe fn(values: &[f16], out: &mut [f32]),
+    /// `out += b · ax` for one row.
+    side_row: unsafe fn(b: SideTile, ax: SideInput, out: &mut [f32; activations::TILE]),
     rows: &'static RowOps,
 }
 

@@ -3,17 +3,19 @@ use std::ops::Range;
 
 use super::activations::{BLOCK, Buffer, GROUP, Input, Quantized, TILE};
 use super::formats::{is_float, sub_len};
-use super::side_path::{SidePath, SideTarget};
+use super::lone_row::LoneRow;
+use super::side_path::{SidePath, SideTarget, prefetch};
 use super::{Block, Kernels, OutPointer, Panel};
 use crate::model::Activation;
 use crate::quant::QMatrix;
-use crate::threads::{Chunks, ThreadPool};
+use crate::threads::{Shares, ThreadPool};
 
 /// Rows that are multiplied with a panel before the next panel is unpacked: few enough for their codes to stay in
 /// the second-level cache.
 const ROWS_PER_PASS: usize = 256;
-/// Output features per step of a one-row product; their sums are on the stack.
-const GEMV_STEP: usize = 64;
+/// Output features of the gate, and then of the up projection, per step of a one-row product: few enough for the stack,
+/// and enough that changing between two places in memory costs little.
+const GEMV_STEP: usize = 256;
 
 /// One matrix product `y[r, o] = Σ x[r, i] · W[o, i] + bias[o]`.
 pub struct Product<'a> {
@@ -26,16 +28,17 @@ pub struct Product<'a> {
 }
 
 /// What the workers share: the input in the forms the weights need, and `a·x` of the side path.
-#[derive(Clone, Copy)]
 struct Shared<'a> {
     kernels: Kernels,
     values: &'a [f32],
     cols: usize,
     rows: usize,
     quantized: Option<Quantized>,
-    /// `[rows, side_stride]`
+    /// Of more rows than one: `[rows, side_stride]`
     side: &'a [f32],
     side_stride: usize,
+    /// Of one row.
+    lone_row: Option<LoneRow<'a>>,
 }
 
 /// A worker's memory.
@@ -72,9 +75,10 @@ impl Kernels {
         let tiles: usize = products.iter().map(|product| product.weight.rows().div_ceil(TILE)).sum();
         let chunks = units.chunks(tiles, pool);
         let products = &*products;
-        pool.run(|_, _| {
+        pool.run(|worker, _| {
             SCRATCH.with_borrow_mut(|scratch| {
-                while let Some(range) = chunks.take() {
+                shared.start();
+                while let Some(range) = chunks.take(worker) {
                     units.split(range, tiles, |rows, mut range| {
                         let mut first = 0;
                         for (index, product) in products.iter().enumerate() {
@@ -118,9 +122,10 @@ impl Kernels {
         let chunks = units.chunks(tiles, pool);
         let out = OutPointer(out.as_mut_ptr());
         let out = &out;
-        pool.run(|_, _| {
+        pool.run(|worker, _| {
             SCRATCH.with_borrow_mut(|scratch| {
-                while let Some(range) = chunks.take() {
+                shared.start();
+                while let Some(range) = chunks.take(worker) {
                     units.split(range, tiles, |rows, tiles| {
                         // SAFETY: `chunks` hands every tile of these rows to one worker.
                         unsafe { gated_tiles(&shared, scratch, [gate, up], targets, activation, out, tiles, rows) };
@@ -135,8 +140,11 @@ impl Kernels {
         pool: &ThreadPool,
         x: &'a mut Input,
         weights: impl Iterator<Item = &'w QMatrix>,
-        side: Option<&'w SidePath>,
-    ) -> Shared<'a> {
+        side: Option<&'a SidePath>,
+    ) -> Shared<'a>
+    where
+        'a: 'w,
+    {
         let mut weights = weights.chain(side.map(|side| &side.a));
         let quantized = weights.any(|weight| !is_float(weight.block_type())).then(|| x.quantized(self, pool));
         let mut shared = Shared {
@@ -147,31 +155,19 @@ impl Kernels {
             quantized,
             side: &[],
             side_stride: side.map_or(0, |side| side.a.rows()),
+            lone_row: None,
         };
-        if let Some(side) = side {
-            let buffer = &mut x.buffers.side;
-            buffer.resize(x.rows * shared.side_stride, 0.0);
-            let product = Product { weight: &side.a, bias: None, out: buffer };
-            let tiles = side.a.rows().div_ceil(TILE);
-            let run = |rows: Range<usize>, tiles: Range<usize>| {
-                SCRATCH.with_borrow_mut(|scratch| {
-                    // SAFETY: every tile of these rows is given to one worker.
-                    unsafe { product_tiles(&shared, scratch, &product, None, tiles, rows) };
-                });
-            };
-            // A region costs as much as some 20,000 products; a single row of a usual rank is about that.
-            if x.rows * x.cols * shared.side_stride < 40_000 {
-                run(0..x.rows, 0..tiles);
-            } else {
-                let units = Units::new(x.rows, shared.side_stride, pool);
-                let chunks = units.chunks(tiles, pool);
-                pool.run(|_, _| {
-                    while let Some(range) = chunks.take() {
-                        units.split(range, tiles, run);
-                    }
-                });
+        match side {
+            Some(side) if x.rows == 1 => {
+                shared.lone_row = Some(LoneRow::new(side, &mut x.buffers.lone_row, pool));
             }
-            shared.side = buffer;
+            Some(side) => {
+                let buffer = &mut x.buffers.side;
+                buffer.resize(x.rows * shared.side_stride, 0.0);
+                shared.reduce(pool, side, buffer);
+                shared.side = buffer;
+            }
+            None => {}
         }
         shared
     }
@@ -204,10 +200,13 @@ impl Units {
         Self { rows, rows_per_pass }
     }
 
-    fn chunks(&self, tiles: usize, pool: &ThreadPool) -> Chunks {
+    fn chunks(&self, tiles: usize, pool: &ThreadPool) -> Shares {
         let units = tiles * self.rows.div_ceil(self.rows_per_pass);
         let per_worker = if pool.worker_count() == 1 { 1 } else { 8 };
-        Chunks::new(units, (units / (pool.worker_count() * per_worker)).max(1))
+        let chunk = (units / (pool.worker_count() * per_worker)).max(1);
+        // One row's cost is reading weights, and one stretch of memory per worker is read fastest; more rows' workers
+        // share what they unpack from.
+        Shares::new(units, chunk, if self.rows == 1 { pool.worker_count() } else { 1 })
     }
 
     /// Calls `run(rows, tiles)` for each pass that `units` touches.
@@ -314,8 +313,45 @@ unsafe fn gated_tiles(
 }
 
 impl Shared<'_> {
-    /// `out = W[features, ..] · x`, with the side path, for an input of one row; the range starts at a tile.
+    /// A worker's first task in a region: its part of one row's `a·x`.
+    fn start(&self) {
+        if let Some(lone_row) = &self.lone_row {
+            lone_row.compute(|side, rows, out| {
+                let size = side.a.row_size_bytes();
+                prefetch(&side.a.bytes()[rows.start * size..rows.end * size]);
+                self.gemv(&side.a, None, rows, out);
+            });
+        }
+    }
+
+    /// `a·x` of several rows, `[rows, Σ rank]`.
+    fn reduce(&self, pool: &ThreadPool, side: &SidePath, out: &mut [f32]) {
+        let product = Product { weight: &side.a, bias: None, out };
+        let tiles = side.a.rows().div_ceil(TILE);
+        let run = |rows: Range<usize>, tiles: Range<usize>| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                // SAFETY: every tile of these rows is given to one worker.
+                unsafe { product_tiles(self, scratch, &product, None, tiles, rows) };
+            });
+        };
+        // A region costs as much as some 20,000 products.
+        if self.rows * self.cols * self.side_stride < 40_000 {
+            return run(0..self.rows, 0..tiles);
+        }
+        let units = Units::new(self.rows, self.side_stride, pool);
+        let chunks = units.chunks(tiles, pool);
+        pool.run(|worker, _| {
+            while let Some(range) = chunks.take(worker) {
+                units.split(range, tiles, run);
+            }
+        });
+    }
+
+    /// `out = W[features, ..] · x`, with the side path, for an input of one row; with one, the range starts at a tile.
     fn gemv(&self, weight: &QMatrix, side: Option<&SideTarget>, features: Range<usize>, out: &mut [f32]) {
+        if let Some(side) = side {
+            side.prefetch(features.start / TILE..features.end.div_ceil(TILE));
+        }
         let size = weight.row_size_bytes();
         let weights = weight.bytes()[features.start * size..features.end * size].as_ptr();
         let (ops, block_type) = (self.kernels.ops, weight.block_type());
@@ -328,8 +364,8 @@ impl Shared<'_> {
                 (ops.gemv)(block_type)(weights, size, x, out);
             }
         }
-        if let Some(side) = side {
-            let ax = &self.side[side.start..][..side.rank];
+        if let (Some(side), Some(lone_row)) = (side, &self.lone_row) {
+            let ax = lone_row.input(side);
             let first = features.start / TILE;
             let (tiles, rest) = out.as_chunks_mut::<TILE>();
             for (index, out) in tiles.iter_mut().enumerate() {
@@ -386,10 +422,9 @@ impl<'a> Unpacked<'a> {
             }
         }
         let side = side.map(|side| {
-            let tile = side.tile(tile);
-            side_buffer.resize(tile.len(), 0.0);
-            // SAFETY: `kernels` proves the instruction set; the slices have one length.
-            unsafe { (ops.widen)(tile, side_buffer) };
+            side_buffer.resize(side.rank * TILE, 0.0);
+            // SAFETY: `kernels` proves the instruction set.
+            unsafe { (ops.rows.side_panel)(side.tile(tile), side_buffer) };
             (side, &side_buffer[..])
         });
         Self { weight, panel, side }

@@ -3,9 +3,8 @@
 //! The loops keep 16 independent lanes, so that the compiler vectorises sums without reordering what is written.
 //! `FMA` says whether a fused multiply-add is one instruction; the scalar twin rounds twice instead.
 
-use half::f16;
-
 use super::activations::TILE;
+use super::side_path::SideTile;
 use crate::model::Activation;
 
 /// Row operators of one instruction set. Safety contract of all: the CPU has it. Lengths must be equal where two
@@ -20,6 +19,8 @@ pub(super) struct RowOps {
     pub(super) gelu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
     /// `x = cap · tanh(x / cap)`
     pub(super) softcap: unsafe fn(x: &mut [f32], cap: f32),
+    /// `out = scale · b` of a tile, `[rank, 16]`
+    pub(super) side_panel: unsafe fn(tile: SideTile, out: &mut [f32]),
 }
 
 impl RowOps {
@@ -52,7 +53,11 @@ macro_rules! row_ops {
             fn softcap(x: &mut [f32], cap: f32) {
                 source::softcap::<$fma>(x, cap);
             }
-            source::RowOps { rms_norm, silu_mul, gelu_mul, softcap }
+            $(#[target_feature(enable = $features)])?
+            fn side_panel(tile: $crate::kernels::side_path::SideTile, out: &mut [f32]) {
+                source::side_panel(tile, out);
+            }
+            source::RowOps { rms_norm, silu_mul, gelu_mul, softcap, side_panel }
         };
     };
 }
@@ -152,14 +157,15 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { value }
 }
 
-/// The scalar twin of `widen`: f16 to f32.
-pub(super) fn widen_scalar(values: &[f16], out: &mut [f32]) {
-    values.iter().zip(out).for_each(|(value, out)| *out = value.to_f32());
-}
-
-/// The scalar twin of `side_row`: `out += b · ax` for `b: [rank, 16]`.
-pub(super) fn side_row_scalar(b: &[f16], ax: &[f32], out: &mut [f32; TILE]) {
-    for (b, ax) in b.as_chunks::<TILE>().0.iter().zip(ax) {
-        out.iter_mut().zip(b).for_each(|(out, b)| *out += b.to_f32() * ax);
+/// A tile of `scale · b` as `[rank, 16]`, for rows that are multiplied together.
+#[inline(always)]
+pub(super) fn side_panel(tile: SideTile, out: &mut [f32]) {
+    for (codes, out) in tile.codes.iter().zip(out.chunks_mut(TILE * 2)) {
+        // An odd rank ends in half a pair.
+        for (index, out) in out.chunks_exact_mut(TILE).enumerate() {
+            for lane in 0..TILE {
+                out[lane] = tile.steps[lane] * f32::from(codes[lane * 2 + index]);
+            }
+        }
     }
 }

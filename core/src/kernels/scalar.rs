@@ -2,7 +2,7 @@
 
 use super::activations::{BLOCK, CODES_BYTES, Group, TILE, quantize_scalar};
 use super::formats::{float_at, sub_len, unpack_block};
-use super::rows::{side_row_scalar, widen_scalar};
+use super::side_path::side_row_scalar;
 use super::{Block, FloatGemv, FloatUnpack, Gemv, Multiply, Ops, Panel, Unpack};
 use crate::quant::BlockType;
 
@@ -17,7 +17,6 @@ pub(super) static OPS: Ops = Ops {
     float_unpack,
     float_multiply,
     side_row: side_row_scalar,
-    widen: widen_scalar,
     rows: &ROW_OPS,
 };
 

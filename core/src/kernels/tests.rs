@@ -79,26 +79,71 @@ fn every_kernel_multiplies_every_block_type_like_its_scalar_twin_and_the_dequant
     }
 }
 
+/// 8-bit factors against f32: half a step of 1/127 of the largest value of a block of `a` and of a row of `b`, relative to
+/// the delta's own norm. Single outputs differ more than the whole, whose error is below 1%.
+const SIDE_PATH_TOLERANCE: f32 = 1e-2;
+/// A value of `a·x` that is almost halfway between two of its 16-bit codes may be rounded to either.
+const SIDE_PATH_TWIN_TOLERANCE: f32 = 1e-4;
+
+fn pair(seed: u32, out: usize, rank: usize, cols: usize) -> LoraPair {
+    let matrix = |seed, rows, cols| ndarray::Array2::from_shape_vec((rows, cols), noise(seed, rows * cols)).unwrap();
+    LoraPair { a: matrix(seed, rank, cols), b: matrix(seed + 1, out, rank) }
+}
+
 #[test]
 fn a_side_path_adds_its_delta_for_one_row_and_for_many() {
     let pool = ThreadPool::new(2);
-    let (weight, values) = weight(BlockType::Q8_0, 40, 64);
-    let a = ndarray::Array2::from_shape_vec((5, 64), noise(11, 5 * 64)).unwrap();
-    let b = ndarray::Array2::from_shape_vec((40, 5), noise(12, 40 * 5)).unwrap();
-    let delta = b.dot(&a);
-    let side = SidePath::new(&[Some(&LoraPair { a, b })], 0.5).unwrap();
-    for rows in [1, 11] {
-        let x = noise(5, rows * 64);
-        each_kernel(|kernels| {
-            let without = product(kernels, &pool, &x, &weight, None);
-            let expected: Vec<f32> = (0..rows * 40)
-                .map(|at| {
-                    let dot: f32 = (0..64).map(|col| x[at / 40 * 64 + col] * delta[[at % 40, col]]).sum();
-                    without[at] + 0.5 * dot
+    // Whole tiles and not, whole pairs of ranks and not, and a width that is no multiple of a block.
+    for (out, rank, cols) in [(40, 5, 64), (576, 16, 1536), (32, 16, 64), (48, 3, 40)] {
+        let block_type = if cols % 32 == 0 { BlockType::Q8_0 } else { BlockType::F32 };
+        let (weight, _) = weight(block_type, out, cols);
+        let lora = pair(11, out, rank, cols);
+        let delta = lora.b.dot(&lora.a) * 0.5;
+        let side = SidePath::new(&[Some(&lora)], 0.5).unwrap();
+        for rows in [1, 2, 11] {
+            let x = noise(5, rows * cols);
+            let expected: Vec<f32> = x
+                .chunks(cols)
+                .flat_map(|x| {
+                    delta.rows().into_iter().map(move |row| row.iter().zip(x).map(|(d, x)| d * x).sum::<f32>())
                 })
                 .collect();
-            let error = difference(&product(kernels, &pool, &x, &weight, Some(&side)), &expected, &x, &values, 64);
-            assert!(error < 2e-3, "{kernels:?}, {rows} rows: {error}");
+            let norm = expected.iter().map(|value| value * value).sum::<f32>().sqrt();
+            let scalar = Kernels::new(Isa::Scalar).unwrap();
+            let twin = product(scalar, &pool, &x, &weight, Some(&side));
+            each_kernel(|kernels| {
+                let what = format!("{kernels:?}, [{out}, {rank}, {cols}], {rows} rows");
+                let with = product(kernels, &pool, &x, &weight, Some(&side));
+                let without = product(kernels, &pool, &x, &weight, None);
+                let error =
+                    with.iter().zip(&without).zip(&expected).map(|((with, without), delta)| with - without - delta);
+                let error = error.map(|error| error * error).sum::<f32>().sqrt() / norm;
+                assert!(error < SIDE_PATH_TOLERANCE, "{what}: {error} of the delta");
+                let largest = twin.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                let error = with.iter().zip(&twin).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
+                assert!(error < SIDE_PATH_TWIN_TOLERANCE, "{what}: {error} from the scalar twin");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_gated_product_takes_the_side_paths_of_both_its_parts() {
+    let pool = ThreadPool::new(2);
+    let ((gate, _), (up, _)) = (weight(BlockType::Q4_0, 72, 96), weight(BlockType::Q4_1, 72, 96));
+    let (gate_pair, up_pair) = (pair(21, 72, 7, 96), pair(31, 72, 4, 96));
+    let both = SidePath::new(&[Some(&gate_pair), Some(&up_pair)], 0.25).unwrap();
+    let alone = [&gate_pair, &up_pair].map(|pair| SidePath::new(&[Some(pair)], 0.25).unwrap());
+    for rows in [1, 9] {
+        let x = noise(9, rows * 96);
+        each_kernel(|kernels| {
+            let mut expected = product(kernels, &pool, &x, &gate, Some(&alone[0]));
+            kernels.gate(Activation::Silu, &mut expected, &product(kernels, &pool, &x, &up, Some(&alone[1])));
+            let mut out = vec![f32::NAN; rows * 72];
+            let mut activations = Activations::new();
+            kernels.gated(&pool, &mut activations.input(&x, 96), [&gate, &up], Activation::Silu, Some(&both), &mut out);
+            let error = out.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(error < 1e-4, "{kernels:?}, {rows} rows: {error}");
         });
     }
 }

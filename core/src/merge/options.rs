@@ -2,7 +2,7 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MergeMode {
-    /// `y = W·x + scale · b·(a·x)`: always exact, swaps in milliseconds, the base stays memory-mapped.
+    /// `y = W·x + scale · b·(a·x)`: keeps the delta to within 1% (factors of 8 bits on the CPU), swaps in milliseconds, the base stays memory-mapped.
     SidePath,
     /// `W + Δ` in each tensor's own block type.
     Merge,

@@ -1,12 +1,10 @@
-//! Float weights and f16 rows.
+//! Float weights, and the side path.
 
 use std::arch::aarch64::*;
 
-use half::f16;
-
 use super::instructions::{load_half, load_halves};
 use crate::kernels::activations::TILE;
-use crate::kernels::{Block, FloatGemv, FloatUnpack};
+use crate::kernels::{Block, FloatGemv, FloatUnpack, SideInput, SideTile};
 use crate::quant::BlockType;
 
 /// Rows whose sums of 16 features are in registers at a time.
@@ -220,34 +218,23 @@ unsafe fn multiply_rows<const ROWS: usize>(
 }
 
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn side_row(b: &[f16], ax: &[f32], out: &mut [f32; TILE]) {
-    // SAFETY: chunks of 16.
+pub(super) unsafe fn side_row(b: SideTile, ax: SideInput, out: &mut [f32; TILE]) {
+    // SAFETY: 32 codes of two ranks and 16 outputs at a time.
     unsafe {
-        let mut sums: [float32x4_t; 4] = std::array::from_fn(|quad| vld1q_f32(out.as_ptr().add(quad * 4)));
-        for (b, ax) in b.as_chunks::<TILE>().0.iter().zip(ax) {
-            for half in 0..2 {
-                let b = load_halves(b.as_ptr().add(half * 8).cast());
-                sums[half * 2] = vfmaq_n_f32(sums[half * 2], b[0], *ax);
-                sums[half * 2 + 1] = vfmaq_n_f32(sums[half * 2 + 1], b[1], *ax);
+        let mut dots = [vdupq_n_s32(0); 4];
+        for (b, ax) in b.codes.iter().zip(ax.codes) {
+            let ranks = vld2q_s8(b.as_ptr());
+            for (codes, ax) in [ranks.0, ranks.1].into_iter().zip(ax) {
+                for (half, codes) in [vmovl_s8(vget_low_s8(codes)), vmovl_high_s8(codes)].into_iter().enumerate() {
+                    dots[half * 2] = vmlal_n_s16(dots[half * 2], vget_low_s16(codes), *ax);
+                    dots[half * 2 + 1] = vmlal_high_n_s16(dots[half * 2 + 1], codes, *ax);
+                }
             }
         }
-        for (quad, sum) in sums.into_iter().enumerate() {
-            vst1q_f32(out.as_mut_ptr().add(quad * 4), sum);
+        for (quad, dot) in dots.into_iter().enumerate() {
+            let factors = vmulq_n_f32(vld1q_f32(b.steps.as_ptr().add(quad * 4)), ax.step);
+            let out = out.as_mut_ptr().add(quad * 4);
+            vst1q_f32(out, vfmaq_f32(vld1q_f32(out), vcvtq_f32_s32(dot), factors));
         }
     }
-}
-
-#[target_feature(enable = "neon")]
-pub(super) unsafe fn widen(values: &[f16], out: &mut [f32]) {
-    let (chunks, rest) = values.as_chunks::<8>();
-    let (out_chunks, out_rest) = out.as_chunks_mut::<8>();
-    for (values, out) in chunks.iter().zip(out_chunks) {
-        // SAFETY: chunks of 8.
-        unsafe {
-            let values = load_halves(values.as_ptr().cast());
-            vst1q_f32(out.as_mut_ptr(), values[0]);
-            vst1q_f32(out.as_mut_ptr().add(4), values[1]);
-        }
-    }
-    crate::kernels::rows::widen_scalar(rest, out_rest);
 }

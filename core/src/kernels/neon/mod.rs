@@ -55,7 +55,6 @@ macro_rules! ops {
                 float_unpack: floats::unpack,
                 float_multiply: floats::multiply,
                 side_row: floats::side_row,
-                widen: floats::widen,
                 rows: &ROW_OPS,
             }
         };

@@ -11,7 +11,7 @@ use crate::kernels::activations::{BLOCK, CODE_MAX, CODES_BYTES, Group, TILE};
 use crate::kernels::simd::by_format;
 use crate::kernels::simd::formats::{self, Format};
 use crate::kernels::simd::gemv::{self, Dot};
-use crate::kernels::{Block, Gemv, Multiply, Ops, Panel, Unpack};
+use crate::kernels::{Block, Gemv, Multiply, Ops, Panel, SideInput, SideTile, Unpack};
 use crate::quant::BlockType;
 
 crate::kernels::rows::row_ops!(true, "avx2,fma,f16c");
@@ -24,8 +24,7 @@ pub(in crate::kernels) static OPS: Ops = Ops {
     float_gemv: floats::gemv,
     float_unpack: floats::unpack,
     float_multiply,
-    side_row: floats::side_row,
-    widen: floats::widen,
+    side_row,
     rows: &ROW_OPS,
 };
 
@@ -256,6 +255,31 @@ unsafe fn float_multiply_rows<const ROWS: usize>(
         for (sums, out) in sums.iter().zip(out) {
             _mm256_storeu_ps(out.as_mut_ptr(), sums[0]);
             _mm256_storeu_ps(out.as_mut_ptr().add(8), sums[1]);
+        }
+    }
+}
+
+/// Two codes as one 32-bit number.
+pub(super) fn pair(low: i16, high: i16) -> i32 {
+    (i32::from(high) << 16) | (i32::from(low) & 0xffff)
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn side_row(b: SideTile, ax: SideInput, out: &mut [f32; TILE]) {
+    // SAFETY: 32 codes of two ranks and 16 outputs at a time.
+    unsafe {
+        let mut dots = [_mm256_setzero_si256(); 2];
+        for (b, [low, high]) in b.codes.iter().zip(ax.codes) {
+            let ax = _mm256_set1_epi32(pair(*low, *high));
+            for (half, dot) in dots.iter_mut().enumerate() {
+                let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(b.as_ptr().add(half * 16).cast()));
+                *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(b, ax));
+            }
+        }
+        for (half, dot) in dots.into_iter().enumerate() {
+            let factors = _mm256_mul_ps(_mm256_loadu_ps(b.steps.as_ptr().add(half * 8)), _mm256_set1_ps(ax.step));
+            let out = out.as_mut_ptr().add(half * 8);
+            _mm256_storeu_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factors, _mm256_loadu_ps(out)));
         }
     }
 }

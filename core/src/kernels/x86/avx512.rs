@@ -1,20 +1,20 @@
 //! AVX-512 with VNNI.
 //!
 //! The dot instruction multiplies unsigned with signed bytes, so an activation code is two of those, `256 · high + low`:
-//! a block of activations is 32 high bytes, then 32 low bytes.
+//! a block of activations is 32 high bytes, then 32 low bytes. A row that is alone has them in a second order too, for
+//! [`quads`].
 
 use std::arch::x86_64::*;
 
-use half::f16;
-
+use super::avx2::pair;
 use super::unpack::unpack_rows;
-use super::{bytes, floats};
+use super::{bytes, floats, quads};
 use crate::kernels::activations::{BLOCK, CODE_MAX, CODES_BYTES, GROUP, Group, TILE};
 use crate::kernels::formats::sub_len;
 use crate::kernels::simd::by_format;
 use crate::kernels::simd::formats::{self, Format};
 use crate::kernels::simd::gemv::{self, Dot};
-use crate::kernels::{Block, Gemv, Multiply, Ops, Panel, Unpack};
+use crate::kernels::{Block, Gemv, Multiply, Ops, Panel, SideInput, SideTile, Unpack};
 use crate::quant::BlockType;
 
 crate::kernels::rows::row_ops!(true, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq");
@@ -28,7 +28,6 @@ pub(in crate::kernels) static OPS: Ops = Ops {
     float_unpack: floats::unpack,
     float_multiply,
     side_row,
-    widen: floats::widen,
     rows: &ROW_OPS,
 };
 
@@ -45,7 +44,13 @@ pub(in crate::kernels) fn available() -> bool {
 }
 
 fn gemv(block_type: BlockType) -> Gemv {
-    by_format!(block_type, gemv_rows)
+    match block_type {
+        BlockType::Q4_0 => quads::gemv_rows::<formats::Q4_0>,
+        BlockType::Q4_1 => quads::gemv_rows::<formats::Q4_1>,
+        BlockType::Q5_0 => quads::gemv_rows::<formats::Q5_0>,
+        BlockType::Q5_1 => quads::gemv_rows::<formats::Q5_1>,
+        block_type => by_format!(block_type, gemv_rows),
+    }
 }
 
 fn unpack(block_type: BlockType) -> Unpack {
@@ -72,8 +77,15 @@ unsafe fn quantize(values: &[f32], group: Group, row: usize) {
             for (half, values) in [low, high].into_iter().enumerate() {
                 // The low byte, as a signed number, leaves a multiple of 256.
                 let rounded = _mm512_srai_epi32::<8>(_mm512_add_epi32(values, _mm512_set1_epi32(128)));
-                _mm_store_si128(codes.add(half * 16).cast(), _mm512_cvtepi32_epi8(rounded));
-                _mm_store_si128(codes.add(BLOCK + half * 16).cast(), _mm512_cvtepi32_epi8(values));
+                for (part, bytes) in
+                    [_mm512_cvtepi32_epi8(rounded), _mm512_cvtepi32_epi8(values)].into_iter().enumerate()
+                {
+                    _mm_store_si128(codes.add(part * BLOCK + half * 16).cast(), bytes);
+                    if group.rows == 1 {
+                        let second = group.codes.add(group.blocks * CODES_BYTES);
+                        _mm_store_si128(second.add(quads::place(block, part * 2 + half)).cast(), bytes);
+                    }
+                }
             }
             let halves = [_mm512_reduce_add_epi32(low), _mm512_reduce_add_epi32(high)];
             *group.scales.add(at) = scale;
@@ -209,20 +221,19 @@ unsafe fn float_multiply(panel: *const f32, x: &[f32], stride: usize, rows: usiz
     }
 }
 
-#[target_feature(enable = "avx2,fma,f16c,avx512f")]
-unsafe fn load_half(at: *const f16) -> __m512 {
-    // SAFETY: the caller's promise: 16 values.
-    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f")]
-unsafe fn side_row(b: &[f16], ax: &[f32], out: &mut [f32; TILE]) {
-    // SAFETY: chunks of 16.
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vnni")]
+unsafe fn side_row(b: SideTile, ax: SideInput, out: &mut [f32; TILE]) {
+    // SAFETY: 32 codes of two ranks and 16 outputs at a time.
     unsafe {
-        let mut sums = _mm512_loadu_ps(out.as_ptr());
-        for (b, ax) in b.as_chunks::<TILE>().0.iter().zip(ax) {
-            sums = _mm512_fmadd_ps(load_half(b.as_ptr()), _mm512_set1_ps(*ax), sums);
+        // Two chains of additions, so that one need not wait for the other.
+        let mut dots = [_mm512_setzero_si512(); 2];
+        for (index, (b, [low, high])) in b.codes.iter().zip(ax.codes).enumerate() {
+            let ax = _mm512_set1_epi32(pair(*low, *high));
+            let dot = &mut dots[index % 2];
+            *dot = _mm512_dpwssd_epi32(*dot, _mm512_cvtepi8_epi16(_mm256_loadu_si256(b.as_ptr().cast())), ax);
         }
-        _mm512_storeu_ps(out.as_mut_ptr(), sums);
+        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[0], dots[1]));
+        let factors = _mm512_mul_ps(_mm512_loadu_ps(b.steps.as_ptr()), _mm512_set1_ps(ax.step));
+        _mm512_storeu_ps(out.as_mut_ptr(), _mm512_fmadd_ps(dot, factors, _mm512_loadu_ps(out.as_ptr())));
     }
 }

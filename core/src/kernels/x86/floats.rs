@@ -1,8 +1,6 @@
-//! Float weights and f16 rows with AVX2, FMA and F16C; AVX-512 uses the conversions too.
+//! Float weights with AVX2, FMA and F16C, for AVX-512 too.
 
 use std::arch::x86_64::*;
-
-use half::f16;
 
 use super::bytes::sum;
 use super::unpack::transpose;
@@ -168,38 +166,4 @@ unsafe fn unpack_rows<F: Float>(weights: *const u8, row_size_bytes: usize, rows:
             }
         }
     }
-}
-
-/// # Safety
-/// Eight values can be read at `at`; the CPU has F16C.
-#[inline(always)]
-pub(super) unsafe fn load_half(at: *const f16) -> __m256 {
-    // SAFETY: the caller's promise.
-    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn side_row(b: &[f16], ax: &[f32], out: &mut [f32; TILE]) {
-    // SAFETY: chunks of 16.
-    unsafe {
-        let mut sums = [_mm256_loadu_ps(out.as_ptr()), _mm256_loadu_ps(out.as_ptr().add(8))];
-        for (b, ax) in b.as_chunks::<TILE>().0.iter().zip(ax) {
-            let ax = _mm256_set1_ps(*ax);
-            sums[0] = _mm256_fmadd_ps(load_half(b.as_ptr()), ax, sums[0]);
-            sums[1] = _mm256_fmadd_ps(load_half(b.as_ptr().add(8)), ax, sums[1]);
-        }
-        _mm256_storeu_ps(out.as_mut_ptr(), sums[0]);
-        _mm256_storeu_ps(out.as_mut_ptr().add(8), sums[1]);
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn widen(values: &[f16], out: &mut [f32]) {
-    let (chunks, rest) = values.as_chunks::<8>();
-    let (out_chunks, out_rest) = out.as_chunks_mut::<8>();
-    for (values, out) in chunks.iter().zip(out_chunks) {
-        // SAFETY: chunks of 8.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), load_half(values.as_ptr())) };
-    }
-    crate::kernels::rows::widen_scalar(rest, out_rest);
 }

@@ -4,4 +4,5 @@ pub(super) mod avx2;
 pub(super) mod avx512;
 mod bytes;
 mod floats;
+mod quads;
 mod unpack;

@@ -5136,7 +5136,7 @@ public func FfiConverterTypeLogLevel_lower(_ value: LogLevel) -> RustBuffer {
 public enum MergeMode: Equatable, Hashable {
 
     /**
-     * Beside the weights: always exact, swaps in milliseconds, a little slower per token.
+     * Beside the weights: keeps the delta to within 1%, swaps in milliseconds, a little slower per token.
      */
     case sidePath
     /**

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use edgeweld_tests::process;
 
 use crate::exported::exported;
+use crate::record::Record;
 use crate::sample::{DECODE_TOKENS, LOAD_CONTEXT, Measure, WARM_UP_TOKENS_MAX};
 
 /// One side of a comparison.
@@ -33,6 +34,13 @@ pub(crate) struct Sample {
     /// Milliseconds for [`Measure::Load`], else tokens (or bytes) per second.
     pub(crate) value: f64,
     pub(crate) peak_rss_bytes: u64,
+}
+
+impl Sample {
+    pub(crate) fn record(&self, model: String, threads: usize, measure: Measure, contender: Contender) -> Record {
+        let (measure, contender) = (measure.to_string(), contender.name().to_owned());
+        Record { model, threads, measure, contender, value: self.value, peak_rss_bytes: self.peak_rss_bytes }
+    }
 }
 
 impl Contender<'_> {

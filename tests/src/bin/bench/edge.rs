@@ -13,6 +13,7 @@ use edgeweld_tests::{Table, models};
 
 use crate::contender::{Contender, Sample};
 use crate::exported;
+use crate::record;
 use crate::sample::Measure;
 use crate::variants;
 
@@ -48,15 +49,21 @@ pub(crate) struct Options {
     /// Also measure with a random rank-16 pack beside the FFN
     #[arg(long)]
     with_pack: bool,
+    /// What is measured: load, prefill:N, decode:N, comma-separated. Peak memory is that of prefill:1500
+    #[arg(long, value_delimiter = ',', default_values_t = MEASURES)]
+    measures: Vec<Measure>,
     /// GGUF file, or the name of one in the models folder; repeatable. Default: the test models and their variants
     #[arg(long = "model")]
     models: Vec<String>,
     /// Threads, comma-separated
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     threads: Vec<usize>,
-    /// Samples per figure
+    /// Samples per figure; with `--samples`, none means that only the report is made
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Add the samples to this file, and report all that it has of these models, threads and contenders
+    #[arg(long)]
+    samples: Option<PathBuf>,
     /// One round, most threads only, test models as shipped
     #[arg(long)]
     quick: bool,
@@ -77,14 +84,14 @@ pub(crate) enum Rival {
     OnnxruntimeGenai,
 }
 
-/// Samples by model (index), threads, measure and contender.
+/// Samples by model (index), threads, measure and contender. The read bandwidth, bytes per second, is ours.
 type Samples<'a> = BTreeMap<(usize, usize, Measure, Contender<'a>), Vec<Sample>>;
 
 /// Runs the plan and prints the tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let most = options.threads.iter().max().copied().filter(|_| options.threads.iter().all(|count| *count > 0));
     let most = most.context("--threads must name one count or more, none of them zero")?;
-    ensure!(options.rounds > 0, "--rounds must be at least 1");
+    ensure!(options.rounds > 0 || options.samples.is_some(), "--rounds must be at least 1");
     let (threads, rounds) = if options.quick { (vec![most], 1) } else { (options.threads.clone(), options.rounds) };
     let models = models(options)?;
     let contenders = options.contenders();
@@ -92,9 +99,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         models.iter().try_for_each(|model| exported::export(model, options.int8_activations))?;
     }
 
-    let run = Run { models, threads, rounds, contenders };
-    let (samples, bandwidth) = run.sample()?;
-    let report = run.report(&samples, &bandwidth)?;
+    let run = Run { models, threads, rounds, contenders, measures: options.measures.clone() };
+    let report = run.report(&run.sample(options.samples.as_deref())?)?;
     println!("{report}");
     if let Some(path) = &options.markdown {
         fs::write(path, report).with_context(|| path.display().to_string())?;
@@ -147,52 +153,72 @@ struct Run<'a> {
     threads: Vec<usize>,
     rounds: usize,
     contenders: Vec<Contender<'a>>,
+    measures: Vec<Measure>,
 }
 
 impl<'a> Run<'a> {
-    /// Takes every sample; also the read bandwidth per thread count, bytes per second, once per model so that it is
-    /// of the same minutes.
-    fn sample(&self) -> Result<(Samples<'a>, BTreeMap<usize, Vec<f64>>)> {
-        let (mut samples, mut bandwidth) = (Samples::new(), BTreeMap::<usize, Vec<f64>>::new());
+    /// Takes every sample, after those that are in `file`, and adds them to it. The read bandwidth is taken anew each
+    /// round, so that it is of the same minutes.
+    fn sample(&self, file: Option<&Path>) -> Result<Samples<'a>> {
+        let mut samples = file.map(|file| self.restore(file)).transpose()?.unwrap_or_default();
         for (index, model) in self.models.iter().enumerate() {
             for threads in &self.threads {
-                let read = Contender::Edgeweld.sample(Measure::Bandwidth, None, *threads)?;
-                bandwidth.entry(*threads).or_default().push(read.value);
-                for measure in MEASURES {
+                let mut take = |measure: Measure, contender: Contender<'a>| -> Result<f64> {
+                    let sample = contender
+                        .sample(measure, Some(model), *threads)
+                        .with_context(|| format!("{}, {measure}, {}", contender.name(), model.display()))?;
+                    if let Some(file) = file {
+                        record::append(file, &sample.record(name(model), *threads, measure, contender))?;
+                    }
+                    samples.entry((index, *threads, measure, contender)).or_default().push(sample);
+                    Ok(sample.value)
+                };
+                for measure in &self.measures {
                     eprint!("[{}/{}] {}, {threads} threads, {measure}:", index + 1, self.models.len(), name(model));
                     for round in 0..self.rounds {
+                        if matches!(measure, Measure::Decode(_)) {
+                            take(Measure::Bandwidth, Contender::Edgeweld)?;
+                        }
                         // Nobody always comes second.
                         let mut order = self.contenders.clone();
                         let by = round % order.len();
                         order.rotate_left(by);
                         for contender in order {
-                            let sample = contender
-                                .sample(measure, Some(model), *threads)
-                                .with_context(|| format!("{}, {measure}, {}", contender.name(), model.display()))?;
-                            samples.entry((index, *threads, measure, contender)).or_default().push(sample);
+                            eprint!(" {} {:.0}", contender.name(), take(*measure, contender)?);
                         }
-                    }
-                    for contender in &self.contenders {
-                        let values = samples[&(index, *threads, measure, *contender)].iter().map(|sample| sample.value);
-                        eprint!(" {} {:.0}", contender.name(), median(values));
                     }
                     eprintln!();
                 }
             }
         }
-        Ok((samples, bandwidth))
+        Ok(samples)
+    }
+
+    /// The samples of `file` that belong to this run.
+    fn restore(&self, file: &Path) -> Result<Samples<'a>> {
+        let mut samples = Samples::new();
+        for record in record::read(file)? {
+            let model = self.models.iter().position(|model| name(model) == record.model);
+            let contender = self.contenders.iter().find(|contender| contender.name() == record.contender);
+            if let (Some(model), Some(contender)) = (model, contender) {
+                let sample = Sample { value: record.value, peak_rss_bytes: record.peak_rss_bytes };
+                let key = (model, record.threads, record.measure.parse()?, *contender);
+                samples.entry(key).or_default().push(sample);
+            }
+        }
+        Ok(samples)
     }
 
     /// One table against each rival; alone, one table of our own figures.
-    fn report(&self, samples: &Samples<'a>, bandwidth: &BTreeMap<usize, Vec<f64>>) -> Result<String> {
+    fn report(&self, samples: &Samples<'a>) -> Result<String> {
         let mut report = String::new();
-        let read = |(threads, values): (&usize, &Vec<f64>)| {
-            format!("{:.1} GB/s with {threads} thread(s)", median(values.iter().copied()) / 1e9)
-        };
-        let read: Vec<String> = bandwidth.iter().map(read).collect();
-        writeln!(report, "Median of {} round(s); memory is read at {}.", self.rounds, read.join(", "))?;
+        let counts = || samples.iter().filter(|((.., measure, _), _)| *measure != Measure::Bandwidth);
+        let least = counts().map(|(_, samples)| samples.len()).min().unwrap_or_default();
+        let most = counts().map(|(_, samples)| samples.len()).max().unwrap_or_default();
+        let rounds = if least == most { least.to_string() } else { format!("{least} to {most}") };
+        writeln!(report, "Median of {rounds} round(s).")?;
         for pair in self.pairs() {
-            let (table, missed) = self.table(pair, samples, bandwidth)?;
+            let (table, missed) = self.table(pair, samples)?;
             writeln!(report, "\n{}\n\n{table}", pair.title())?;
             if pair.has_bars() {
                 let bars = pair.bars();
@@ -218,48 +244,50 @@ impl<'a> Run<'a> {
     }
 
     /// The table, and which of its cells are outside their bar.
-    fn table(
-        &self,
-        pair: Pair<'a>,
-        samples: &Samples<'a>,
-        bandwidth: &BTreeMap<usize, Vec<f64>>,
-    ) -> Result<(Table, Vec<String>)> {
-        let figures = Figure::all();
+    fn table(&self, pair: Pair<'a>, samples: &Samples<'a>) -> Result<(Table, Vec<String>)> {
+        let figures = Figure::of(&self.measures);
+        let decode = self.measures.iter().copied().find(|measure| matches!(measure, Measure::Decode(_)));
         let mut head = vec!["model".to_owned(), "threads".to_owned()];
         head.extend(figures.iter().map(Figure::title));
-        head.push("share of the read bandwidth".to_owned());
+        head.extend(decode.map(|decode| format!("share of the read bandwidth, {decode}")));
         let (mut table, mut missed) = (Table::new(head), Vec::new());
         for (index, model) in self.models.iter().enumerate() {
             let weights = weight_bytes_per_token(&GgufFile::open(model)?) as f64;
             for threads in &self.threads {
                 let mut row = vec![name(model), threads.to_string()];
                 let value = |figure: &Figure, contender| {
-                    median(
-                        samples[&(index, *threads, figure.measure(), contender)].iter().map(|sample| figure.of(sample)),
-                    )
+                    let samples = samples.get(&(index, *threads, figure.measure(), contender))?;
+                    Some(median(samples.iter().map(|sample| figure.value(sample))))
                 };
                 for figure in &figures {
                     let own = value(figure, pair.own);
-                    let Some(rival) = pair.rival else {
-                        row.push(format!("{own:.0}"));
-                        continue;
-                    };
-                    let rival = value(figure, rival);
-                    let ratio = own / rival;
-                    let mark = if !pair.has_bars() || figure.is_within(ratio, pair.speed_bar()) { "" } else { " !" };
-                    if !mark.is_empty() {
-                        missed.push(format!("{}, {threads} thread(s), {}: {ratio:.2}x", name(model), figure.title()));
-                    }
-                    row.push(format!("{own:.0} / {rival:.0} = {ratio:.2}x{mark}"));
+                    let rival = pair.rival.map(|rival| value(figure, rival));
+                    row.push(match (own, rival) {
+                        (Some(own), None) => format!("{own:.0}"),
+                        (Some(own), Some(Some(rival))) => {
+                            let ratio = own / rival;
+                            let within = !pair.has_bars() || figure.is_within(ratio, pair.speed_bar());
+                            if !within {
+                                let title = figure.title();
+                                missed.push(format!("{}, {threads} thread(s), {title}: {ratio:.2}x", name(model)));
+                            }
+                            format!("{own:.0} / {rival:.0} = {ratio:.2}x{}", if within { "" } else { " !" })
+                        }
+                        _ => "–".to_owned(),
+                    });
                 }
-                let read = median(bandwidth[threads].iter().copied());
-                let share = |contender| {
-                    format!("{:.0}%", 100.0 * weights * value(&Figure::Speed(Measure::Decode(30)), contender) / read)
-                };
-                row.push(match pair.rival {
-                    Some(rival) => format!("{} / {}", share(pair.own), share(rival)),
-                    None => share(pair.own),
-                });
+                let read = value(&Figure::Speed(Measure::Bandwidth), Contender::Edgeweld);
+                row.extend(decode.map(|decode| {
+                    let share = |contender| match (value(&Figure::Speed(decode), contender), read) {
+                        (Some(speed), Some(read)) => format!("{:.0}%", 100.0 * weights * speed / read),
+                        _ => "–".to_owned(),
+                    };
+                    let read = read.map_or(String::new(), |read| format!(" of {:.1} GB/s", read / 1e9));
+                    match pair.rival {
+                        Some(rival) => format!("{} / {}{read}", share(pair.own), share(rival)),
+                        None => share(pair.own) + &read,
+                    }
+                }));
                 table.row(row);
             }
         }
@@ -306,7 +334,7 @@ impl Pair<'_> {
 /// Largest ratio of the load times.
 const LOAD_BAR: f64 = 2.0;
 /// Largest ratio of the peak memories.
-const MEMORY_BAR: f64 = 1.25;
+const MEMORY_BAR: f64 = 1.1;
 
 /// One column.
 #[derive(Clone, Copy)]
@@ -317,9 +345,11 @@ enum Figure {
 }
 
 impl Figure {
-    fn all() -> Vec<Self> {
-        let speeds = MEASURES.into_iter().filter(|measure| *measure != Measure::Load).map(Self::Speed);
-        [Self::Load, Self::Memory].into_iter().chain(speeds).collect()
+    /// Load and memory first, then the speeds.
+    fn of(measures: &[Measure]) -> Vec<Self> {
+        let speeds = measures.iter().filter(|measure| **measure != Measure::Load).copied().map(Self::Speed);
+        let figures = [Self::Load, Self::Memory].into_iter().chain(speeds);
+        figures.filter(|figure| measures.contains(&figure.measure())).collect()
     }
 
     fn title(&self) -> String {
@@ -341,7 +371,7 @@ impl Figure {
         }
     }
 
-    fn of(&self, sample: &Sample) -> f64 {
+    fn value(&self, sample: &Sample) -> f64 {
         match self {
             Self::Memory => sample.peak_rss_bytes as f64 / 1e6,
             Self::Load | Self::Speed(_) => sample.value,
@@ -387,29 +417,52 @@ mod tests {
         assert_eq!(add("output.weight"), 64);
     }
 
-    #[test]
-    fn the_report_compares_medians_and_names_what_misses_its_bar() {
-        let folder = tempfile::tempdir().unwrap();
-        let model = folder.path().join("m.gguf");
+    fn run<'a>(folder: &Path, contenders: Vec<Contender<'a>>) -> Run<'a> {
+        let model = folder.join("m.gguf");
         let mut writer = GgufWriter::new();
         writer.tensor("t", BlockType::F32, &[250], WeightBytes::Owned(vec![0; 1000].into())).unwrap();
         writer.save(&model, &edgeweld::CancelToken::new()).unwrap();
+        Run { models: vec![model], threads: vec![2], rounds: 3, contenders, measures: MEASURES.to_vec() }
+    }
+
+    #[test]
+    fn the_report_compares_medians_and_names_what_misses_its_bar() {
+        let folder = tempfile::tempdir().unwrap();
         let rival = Contender::LlamaCpp(Path::new("bin"));
-        let run =
-            Run { models: vec![model], threads: vec![2], rounds: 3, contenders: vec![Contender::Edgeweld, rival] };
+        let run = run(folder.path(), vec![Contender::Edgeweld, rival]);
+        let sample = |value| Sample { value, peak_rss_bytes: 100_000_000 };
         let mut samples = Samples::new();
         for measure in MEASURES {
-            let sample = |value| Sample { value, peak_rss_bytes: 100_000_000 };
             samples.insert((0, 2, measure, Contender::Edgeweld), vec![sample(30.0), sample(1.0), sample(20.0)]);
             samples.insert((0, 2, measure, rival), vec![sample(10.0); 3]);
         }
+        samples.insert((0, 2, Measure::Bandwidth, Contender::Edgeweld), vec![sample(40_000.0); 6]);
         samples.get_mut(&(0, 2, Measure::Decode(1500), rival)).unwrap()[0..2]
             .fill(Sample { value: 25.0, peak_rss_bytes: 1 });
-        let report = run.report(&samples, &BTreeMap::from([(2, vec![40_000.0])])).unwrap();
+        samples.remove(&(0, 2, Measure::Prefill(512), rival));
+        let report = run.report(&samples).unwrap();
+        assert!(report.starts_with("Median of 3 round(s)."), "{report}");
         assert!(report.contains("| 20 / 10 = 2.00x "), "{report}");
         assert!(report.contains("| 20 / 25 = 0.80x ! "), "{report}");
         assert!(report.contains("| 100 / 100 = 1.00x "), "{report}");
-        assert!(report.contains("| 50% / 25% "), "{report}");
-        assert!(report.ends_with("memory at most 1.25x): m, 2 thread(s), decode at 1500, tok/s: 0.80x.\n"), "{report}");
+        assert!(report.contains("| 50% / 25% of 0.0 GB/s"), "{report}");
+        assert!(report.contains("| –"), "{report}");
+        assert!(report.ends_with("memory at most 1.1x): m, 2 thread(s), decode at 1500, tok/s: 0.80x.\n"), "{report}");
+    }
+
+    #[test]
+    fn samples_of_other_models_and_contenders_are_left_in_their_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path(), vec![Contender::Edgeweld]);
+        let file = folder.path().join("samples.jsonl");
+        let sample = Sample { value: 3.0, peak_rss_bytes: 4 };
+        for (model, contender) in
+            [("m", Contender::Edgeweld), ("n", Contender::Edgeweld), ("m", Contender::EdgeweldWithPack)]
+        {
+            record::append(&file, &sample.record(model.to_owned(), 2, Measure::Decode(30), contender)).unwrap();
+        }
+        let samples = run.restore(&file).unwrap();
+        assert_eq!(samples.keys().collect::<Vec<_>>(), [&(0, 2, Measure::Decode(30), Contender::Edgeweld)]);
+        assert_eq!(samples.values().next().unwrap()[0].peak_rss_bytes, 4);
     }
 }

@@ -6,6 +6,7 @@ mod edge;
 mod exported;
 mod merge;
 mod random_model;
+mod record;
 mod sample;
 mod variants;
 
@@ -34,6 +35,11 @@ enum Command {
     Merge(merge::Options),
     /// Write a model with random weights and a made-up vocabulary, to measure what big weights cost
     MakeModel(random_model::Options),
+    /// Make the variants of a model file that `edge` also measures
+    Variants {
+        /// A shipped model
+        model: PathBuf,
+    },
     /// Take one sample; `edge` runs this in a process of its own
     #[command(hide = true)]
     Sample(sample::Options),
@@ -56,6 +62,7 @@ fn main() -> Result<()> {
         Command::Merge(options) => merge::run(&options),
         Command::Arm { job } => edgeweld_tests::arms::Job::run_and_print(&job),
         Command::MakeModel(options) => random_model::make(&options),
+        Command::Variants { model } => variants::make_missing(&model),
         Command::Sample(options) => sample::take(&options),
         Command::Export { model, int8_activations } => exported::export_here(&model, int8_activations),
     }

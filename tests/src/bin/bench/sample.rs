@@ -28,8 +28,6 @@ pub(crate) const DECODE_TOKENS: usize = 32;
 pub(crate) const WARM_UP_TOKENS_MAX: usize = 512;
 /// Rank of the random pack.
 const PACK_RANK: usize = 16;
-/// Bytes that one thread reads per pass of the bandwidth measurement: more than any cache.
-const BANDWIDTH_BYTES: usize = 256 << 20;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +38,7 @@ pub(crate) enum Measure {
     Prefill(usize),
     /// Tokens per second after this many tokens of context.
     Decode(usize),
-    /// Bytes per second that the threads read from memory; no model.
+    /// Bytes per second at which the threads read the model's tensors where they are mapped, one load per cache line.
     Bandwidth,
 }
 
@@ -123,7 +121,7 @@ impl DeviceName {
 /// Takes the sample and prints its figure; `load` prints nothing, its figure is the process's time.
 pub(crate) fn take(options: &Options) -> Result<()> {
     let rate = match options.measure {
-        Measure::Bandwidth => bandwidth(options.threads),
+        Measure::Bandwidth => bandwidth(&GgufFile::open(options.model()?)?, options.threads),
         Measure::Load => return load(options),
         Measure::Prefill(tokens) => prefill(options, tokens)?,
         Measure::Decode(depth) => decode(options, depth)?,
@@ -210,18 +208,27 @@ fn decode(options: &Options, depth: usize) -> Result<f64> {
     })
 }
 
-/// The best of some passes: what the memory can give.
-fn bandwidth(threads: usize) -> f64 {
+/// The best of some passes over the file's tensors, each thread one stretch of every tensor: what decoding would reach if
+/// it did nothing but read.
+fn bandwidth(file: &GgufFile, threads: usize) -> f64 {
     const PASSES: usize = 8;
-    let words = vec![1_u64; BANDWIDTH_BYTES / size_of::<u64>() * threads];
+    const LINE_BYTES: usize = 64;
+    let size: usize = file.tensors().map(|tensor| tensor.bytes().len()).sum();
+    let read = |thread: usize| {
+        let part = |tensor: edgeweld::gguf::Tensor| {
+            let len = tensor.bytes().len();
+            let part = &tensor.bytes()[len * thread / threads..len * (thread + 1) / threads];
+            part.iter().step_by(LINE_BYTES).map(|byte| u64::from(*byte)).sum::<u64>()
+        };
+        std::hint::black_box(file.tensors().map(part).sum::<u64>())
+    };
     let pass = || {
         let start = Instant::now();
         std::thread::scope(|scope| {
-            for part in words.chunks(words.len() / threads) {
-                scope.spawn(|| std::hint::black_box(part.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word))));
-            }
+            (1..threads).for_each(|thread| _ = scope.spawn(move || read(thread)));
+            read(0);
         });
-        size_of_val(&words[..]) as f64 / start.elapsed().as_secs_f64()
+        size as f64 / start.elapsed().as_secs_f64()
     };
     (0..PASSES).map(|_| pass()).fold(0.0, f64::max)
 }
@@ -233,6 +240,9 @@ fn random_ids(count: usize, vocab: u32) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
+    use edgeweld::gguf::GgufWriter;
+    use edgeweld::quant::{BlockType, WeightBytes};
+
     use super::*;
 
     #[test]
@@ -246,6 +256,9 @@ mod tests {
 
     #[test]
     fn memory_is_read_at_a_credible_rate() {
-        assert!((1e8..1e13).contains(&bandwidth(2)));
+        let mut writer = GgufWriter::new();
+        writer.tensor("t", BlockType::F32, &[1 << 20], WeightBytes::Owned(vec![1; 4 << 20].into())).unwrap();
+        let file = GgufFile::from_bytes(writer.to_bytes()).unwrap();
+        assert!((1e8..1e13).contains(&bandwidth(&file, 2)));
     }
 }

@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use edgeweld::CancelToken;
 use edgeweld::gguf::{GgufFile, GgufWriter, Tensor, Value};
 use edgeweld::quant::{BlockType, WeightBytes, dequantize, quantize};
@@ -14,21 +15,33 @@ const VARIANTS: [BlockType; 3] = [BlockType::Q4_0, BlockType::Q8_0, BlockType::Q
 /// Weights that are held as f32 at a time.
 const PIECE: usize = 1 << 20;
 
-/// The variants of the model file `shipped`, in the folder `variants` beside it; those that are missing are made.
+/// The variants of the model file `shipped`, in the folder `variants` beside it. Those that are missing are made, by a
+/// process of its own: a child's peak memory counts from its parent's, so that whoever starts samples must stay small.
 pub(crate) fn of(shipped: &Path) -> Result<Vec<PathBuf>> {
-    let folder = shipped.with_file_name("variants");
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let stem = shipped.file_stem().unwrap_or_default().to_string_lossy();
-    let mut paths = Vec::new();
-    for block_type in VARIANTS {
-        let path = folder.join(format!("{stem}-as-{block_type}.gguf"));
-        if !path.exists() {
-            eprintln!("making {}", path.display());
-            make(&GgufFile::open(shipped)?, block_type)?.save(&path, &CancelToken::new())?;
-        }
-        paths.push(path);
+    let paths = paths(shipped);
+    if !paths.iter().all(|path| path.exists()) {
+        let status = Command::new(std::env::current_exe()?).arg("variants").arg(shipped).status()?;
+        ensure!(status.success(), "the variants of {} were not made", shipped.display());
     }
     Ok(paths)
+}
+
+/// Makes the variants that are missing.
+pub(crate) fn make_missing(shipped: &Path) -> Result<()> {
+    for (path, block_type) in paths(shipped).iter().zip(VARIANTS) {
+        if !path.exists() {
+            eprintln!("making {}", path.display());
+            fs::create_dir_all(path.parent().expect("in a folder")).with_context(|| path.display().to_string())?;
+            make(&GgufFile::open(shipped)?, block_type)?.save(path, &CancelToken::new())?;
+        }
+    }
+    Ok(())
+}
+
+fn paths(shipped: &Path) -> Vec<PathBuf> {
+    let folder = shipped.with_file_name("variants");
+    let stem = shipped.file_stem().unwrap_or_default().to_string_lossy();
+    VARIANTS.iter().map(|block_type| folder.join(format!("{stem}-as-{block_type}.gguf"))).collect()
 }
 
 /// `file` with its matrices in `block_type`, or what [`for_tensor`] gives in its place.
@@ -127,11 +140,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let shipped = folder.path().join("m.gguf");
         small().save(&shipped, &CancelToken::new()).unwrap();
+        make_missing(&shipped).unwrap();
         let paths = of(&shipped).unwrap();
         let names: Vec<_> = paths.iter().map(|path| path.file_name().unwrap().to_string_lossy()).collect();
         assert_eq!(names, ["m-as-Q4_0.gguf", "m-as-Q8_0.gguf", "m-as-Q4_K.gguf"]);
         fs::write(&paths[0], "kept").unwrap();
-        of(&shipped).unwrap();
+        make_missing(&shipped).unwrap();
         assert_eq!(fs::read(&paths[0]).unwrap(), b"kept");
     }
 }

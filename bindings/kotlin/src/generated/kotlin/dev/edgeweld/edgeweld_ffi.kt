@@ -6762,7 +6762,7 @@ public object FfiConverterTypeLogLevel: FfiConverterRustBuffer<LogLevel> {
 enum class MergeMode {
 
     /**
-     * Beside the weights: always exact, swaps in milliseconds, a little slower per token.
+     * Beside the weights: keeps the delta to within 1%, swaps in milliseconds, a little slower per token.
      */
     SIDE_PATH,
     /**
