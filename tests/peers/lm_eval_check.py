@@ -86,7 +86,7 @@ class Model(TemplateLM):
     def _loglikelihood_tokens(self, requests, **_):
         results = []
         for index, (_, context, answer) in enumerate(requests):
-            rows = self.llama.logits(self.llama.states((context + answer)[:-1])[-len(answer):])
+            rows = self.llama.logits(self.llama.states(self.llama.embed((context + answer)[:-1]))[-len(answer):])
             score = rows.log_softmax(-1)[range(len(answer)), answer].sum().item()
             results.append((score, rows.argmax(-1).tolist() == answer))
             print(f"\r{index + 1} of {len(requests)} requests", end="", flush=True)

@@ -31,6 +31,8 @@ optimizer = torch.optim.AdamW([tensor for pair in pairs.values() for tensor in p
 
 
 def lora(layer, target, x):
+    if (layer, target) not in pairs:
+        return 0.0
     a, b = pairs[layer, target]
     return x @ a.T @ b.T
 
@@ -40,7 +42,7 @@ for step in range(arguments.steps + 1):
     if step == 1:
         start = time.perf_counter()  # the first step warms up
     ids = torch.randint(vocab, (SEQUENCES, TOKENS))
-    states = llama.states(ids[:, :-1], lora)[:, -ANSWER_TOKENS:]
+    states = llama.states(llama.embed(ids[:, :-1]), lora)[:, -ANSWER_TOKENS:]
     loss = torch.nn.functional.cross_entropy(llama.logits(states).flatten(0, 1), ids[:, -ANSWER_TOKENS:].flatten())
     optimizer.zero_grad()
     loss.backward()
