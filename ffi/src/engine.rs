@@ -3,7 +3,6 @@ use std::sync::Arc;
 use edgeweld::generate;
 
 use crate::live::Live;
-use crate::onnx;
 use crate::task::Running;
 use crate::{OnnxOptions, ProviderOutcome, SdkError, Session, TaskHandle};
 
@@ -93,7 +92,6 @@ impl Engine {
             threads: options.threads.map(|threads| threads as usize),
             context_length: options.context_length.map(|length| length as usize),
             tokenizer_json: options.tokenizer_json.map(Into::into),
-            #[cfg(feature = "onnx")]
             onnx: options.onnx.unwrap_or_default().into(),
             cancel: running.cancel().clone(),
         };
@@ -133,7 +131,7 @@ impl Engine {
 
     /// What became of each preferred execution provider of ONNX Runtime; empty on other devices.
     pub fn providers(&self) -> Result<Vec<ProviderOutcome>, SdkError> {
-        Ok(onnx::outcomes(&self.inner))
+        Ok(self.inner.providers())
     }
 
     /// Tokens that a text has in this model.

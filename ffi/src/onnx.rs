@@ -1,3 +1,6 @@
+use edgeweld::model;
+pub use edgeweld::model::{Provider, ProviderOutcome};
+
 /// How ONNX Runtime is used. Its shared library is Microsoft's and comes with the app: in the package
 /// `com.microsoft.onnxruntime:onnxruntime-android` or `onnxruntime` on the JVM, `onnxruntime-c` on Apple's systems, the
 /// Python package `onnxruntime`.
@@ -13,8 +16,14 @@ pub struct OnnxOptions {
     pub providers: Vec<Provider>,
 }
 
+impl From<OnnxOptions> for model::OnnxOptions {
+    fn from(options: OnnxOptions) -> Self {
+        Self { library: options.library.map(Into::into), providers: options.providers }
+    }
+}
+
 /// An execution provider of ONNX Runtime.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+#[uniffi::remote(Enum)]
 pub enum Provider {
     /// ONNX Runtime's own CPU kernels.
     Cpu,
@@ -31,57 +40,10 @@ pub enum Provider {
 }
 
 /// What became of one preferred execution provider.
-#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+#[uniffi::remote(Record)]
 pub struct ProviderOutcome {
     /// The provider.
     pub provider: Provider,
     /// Why it is not in use; absent if it is.
     pub refusal: Option<String>,
-}
-
-#[cfg(feature = "onnx")]
-mod convert {
-    use edgeweld::model;
-
-    use super::{OnnxOptions, Provider, ProviderOutcome};
-
-    impl From<Provider> for model::Provider {
-        fn from(provider: Provider) -> Self {
-            match provider {
-                Provider::Cpu => Self::Cpu,
-                Provider::Xnnpack => Self::Xnnpack,
-                Provider::Nnapi => Self::Nnapi,
-                Provider::Qnn => Self::Qnn,
-                Provider::CoreMl => Self::CoreMl,
-                Provider::Cuda => Self::Cuda,
-            }
-        }
-    }
-
-    impl From<OnnxOptions> for model::OnnxOptions {
-        fn from(options: OnnxOptions) -> Self {
-            Self {
-                library: options.library.map(Into::into),
-                providers: options.providers.into_iter().map(Into::into).collect(),
-            }
-        }
-    }
-
-    pub(crate) fn outcomes(engine: &edgeweld::generate::Engine) -> Vec<ProviderOutcome> {
-        const ALL: [Provider; 6] =
-            [Provider::Cpu, Provider::Xnnpack, Provider::Nnapi, Provider::Qnn, Provider::CoreMl, Provider::Cuda];
-        let outcome = |outcome: model::ProviderOutcome| {
-            let provider = ALL.into_iter().find(|provider| model::Provider::from(*provider) == outcome.provider)?;
-            Some(ProviderOutcome { provider, refusal: outcome.refusal })
-        };
-        engine.providers().into_iter().filter_map(outcome).collect()
-    }
-}
-#[cfg(feature = "onnx")]
-pub(crate) use convert::outcomes;
-
-/// A library built without ONNX Runtime's backend loads no engine that has any.
-#[cfg(not(feature = "onnx"))]
-pub(crate) fn outcomes(_: &edgeweld::generate::Engine) -> Vec<ProviderOutcome> {
-    Vec::new()
 }

@@ -8,9 +8,9 @@ use super::specialize::MergedPack;
 use crate::chat::ChatTemplate;
 use crate::gguf::GgufFile;
 use crate::merge::SavedPack;
-use crate::model::{Config, Runner};
+use crate::model::{Config, OnnxOptions, ProviderOutcome, Runner};
 #[cfg(feature = "onnx")]
-use crate::model::{Decoder, Onnx, ProviderOutcome};
+use crate::model::{Decoder, Onnx};
 use crate::pack::ModelIdentity;
 #[cfg(feature = "constrain")]
 use crate::sample::{Constraint, ConstraintCompiler, ConstraintState};
@@ -29,8 +29,7 @@ pub struct LoadOptions {
     /// A Hugging Face `tokenizer.json` to use instead of the file's own tokenizer.
     pub tokenizer_json: Option<PathBuf>,
     /// How [`Device::Onnx`] is used.
-    #[cfg(feature = "onnx")]
-    pub onnx: crate::model::OnnxOptions,
+    pub onnx: OnnxOptions,
     /// Stops loading from another thread.
     pub cancel: CancelToken,
 }
@@ -161,9 +160,12 @@ impl Engine {
 
     /// What became of each preferred execution provider of ONNX Runtime, in the order of preference; empty on other
     /// devices.
-    #[cfg(feature = "onnx")]
     pub fn providers(&self) -> Vec<ProviderOutcome> {
-        self.0.onnx.as_ref().map(|decoder| decoder.backend.providers(decoder)).unwrap_or_default()
+        #[cfg(feature = "onnx")]
+        if let Some(decoder) = &self.0.onnx {
+            return decoder.backend.providers(decoder);
+        }
+        Vec::new()
     }
 
     /// The model's tokenizer.

@@ -13,6 +13,7 @@ mod graph_defect;
 mod load;
 #[cfg(feature = "onnx")]
 mod onnx;
+mod onnx_options;
 mod read_config;
 mod runner;
 mod share;
@@ -29,8 +30,6 @@ pub use find::{find_file, name_fits};
 pub use graph_defect::GraphDefect;
 pub use load::LoadProgress;
 #[cfg(feature = "onnx")]
-pub use onnx::{
-    Activations, ExportOptions, Exported, Onnx, OnnxLora, OnnxOptions, Positions, Provider, ProviderOutcome, Value,
-    export_onnx,
-};
+pub use onnx::{Activations, ExportOptions, Exported, Onnx, OnnxLora, Positions, Value, export_onnx};
+pub use onnx_options::{OnnxOptions, Provider, ProviderOutcome};
 pub use runner::{DecoderRunner, LogitRows, Runner};

@@ -19,31 +19,20 @@ mod session;
 mod side_path;
 mod weight;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 pub use export::{ExportOptions, Exported, export_onnx};
 use folder::Folder;
-pub use provider::{Provider, ProviderOutcome};
 pub use record::{Positions, Value};
 use session::Sessions;
 pub use side_path::OnnxLora;
 
 use super::cpu::{THREADS_MAX, performance_cores};
 use super::decoder::Decoder;
+use super::onnx_options::{OnnxOptions, ProviderOutcome};
 use crate::gguf::GgufFile;
 use crate::{Error, Result};
-
-/// How ONNX Runtime is used.
-#[derive(Clone, Debug, Default)]
-pub struct OnnxOptions {
-    /// ONNX Runtime's shared library, 1.22 or newer; `None` looks for its usual name where the system looks. A process
-    /// loads one library: the first load decides.
-    pub library: Option<PathBuf>,
-    /// Preferred execution providers, best first. Those that are missing or cannot run the model are passed over; the
-    /// CPU takes what is left.
-    pub providers: Vec<Provider>,
-}
 
 /// How a graph's products see their input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

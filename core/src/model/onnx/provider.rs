@@ -1,4 +1,4 @@
-//! Execution providers: a list of preferences, and what became of each.
+//! Execution providers in a session: registering them, and whose failure a failed run is.
 
 use std::num::NonZeroUsize;
 
@@ -6,38 +6,9 @@ use ort::ep::{CUDA, CoreML, ExecutionProvider, NNAPI, QNN, XNNPACK};
 use ort::session::builder::SessionBuilder;
 
 use crate::Error;
-
-/// An execution provider of ONNX Runtime. The CPU is always there and takes what the others leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Provider {
-    /// ONNX Runtime's own CPU kernels.
-    Cpu,
-    /// XNNPACK: CPUs of phones.
-    Xnnpack,
-    /// Android's NNAPI.
-    Nnapi,
-    /// Qualcomm's NPUs.
-    Qnn,
-    /// Apple's Core ML.
-    CoreMl,
-    /// NVIDIA's GPUs.
-    Cuda,
-}
+use crate::model::{Provider, ProviderOutcome};
 
 impl Provider {
-    /// ONNX Runtime's name of it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "CPUExecutionProvider",
-            Self::Xnnpack => "XnnpackExecutionProvider",
-            Self::Nnapi => "NnapiExecutionProvider",
-            Self::Qnn => "QNNExecutionProvider",
-            Self::CoreMl => "CoreMLExecutionProvider",
-            Self::Cuda => "CUDAExecutionProvider",
-        }
-    }
-
     /// Registers it with a session that is being built; why that failed, if it did.
     pub(super) fn register(self, builder: &mut SessionBuilder, threads: usize) -> Result<(), String> {
         match self {
@@ -60,15 +31,6 @@ fn register<P: ExecutionProvider>(provider: &P, builder: &mut SessionBuilder) ->
         Ok(false) => Err("not in this build of ONNX Runtime".to_owned()),
         Err(error) => Err(error.message().to_owned()),
     }
-}
-
-/// What became of one preferred provider.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProviderOutcome {
-    /// The provider.
-    pub provider: Provider,
-    /// Why it is not in use; `None` if it is.
-    pub refusal: Option<String>,
 }
 
 /// What a failed run means: the preferred provider's failure where one is in use.

@@ -12,11 +12,11 @@ use super::folder::{Folder, POSITIONS_KEY};
 use super::graph::{Data, Initializer};
 use super::library::{environment, failed};
 use super::proto::{self, DataType};
-use super::provider::{Provider, ProviderOutcome};
 use super::weight::{self, Part};
 use super::{Onnx, OnnxOptions, record};
 use crate::Result;
 use crate::model::decoder::Decoder;
+use crate::model::{Provider, ProviderOutcome};
 use crate::quant::WeightBytes;
 
 /// Where ONNX Runtime looks for constants of a graph that it gets as bytes.
