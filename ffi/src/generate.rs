@@ -139,7 +139,7 @@ impl From<&generate::Token> for Token {
 }
 
 /// Receives a turn's tokens on the thread that called. An exception ends the turn and arrives at the caller.
-#[uniffi::export(foreign)]
+#[uniffi::export(rust, foreign)]
 pub trait TokenListener: Send + Sync {
     /// A token was generated. The last call may carry the rest of the text that was held back.
     fn on_token(&self, token: Token) -> Result<(), SdkError>;
@@ -153,14 +153,14 @@ pub(crate) struct Relay {
     listener: Option<Arc<dyn TokenListener>>,
     cancel: CancelToken,
     /// What the listener threw.
-    pub(crate) failure: Option<SdkError>,
-    /// Time spent in the listener.
-    pub(crate) elapsed: Duration,
+    failure: Option<SdkError>,
+    /// How long each token was on its way to the listener and back.
+    tokens: Vec<Duration>,
 }
 
 impl Relay {
     pub(crate) fn new(listener: Option<Arc<dyn TokenListener>>, cancel: CancelToken) -> Self {
-        Self { listener, cancel, failure: None, elapsed: Duration::ZERO }
+        Self { listener, cancel, failure: None, tokens: Vec::new() }
     }
 
     fn call(&mut self, call: impl FnOnce(&dyn TokenListener) -> Result<(), SdkError>) {
@@ -168,18 +168,26 @@ impl Relay {
             return;
         }
         let Some(listener) = &self.listener else { return };
-        let start = Instant::now();
         if let Err(error) = call(&**listener) {
             self.failure = Some(error);
             self.cancel.cancel();
         }
-        self.elapsed += start.elapsed();
+    }
+
+    /// What the listener threw, or the microseconds of the median token's way.
+    pub(crate) fn end(mut self) -> Result<f64, SdkError> {
+        let middle = self.tokens.len() / 2;
+        self.tokens.sort_unstable();
+        let median = self.tokens.get(middle).map_or(0.0, |time| time.as_secs_f64() * 1e6);
+        self.failure.map_or(Ok(median), Err)
     }
 }
 
 impl generate::TokenListener for Relay {
     fn on_token(&mut self, token: &generate::Token) {
+        let start = Instant::now();
         self.call(|listener| listener.on_token(token.into()));
+        self.tokens.push(start.elapsed());
     }
 
     fn on_prefill(&mut self, done: usize, total: usize) {
@@ -234,14 +242,15 @@ pub struct Generation {
     pub time_to_first_token_ms: f64,
     /// Tokens per second after the first; 0 if there was at most one.
     pub decode_tokens_per_second: f64,
-    /// Milliseconds of the turn that were spent in the listener, the way to it and back included.
-    pub listener_ms: f64,
+    /// Microseconds of a token's way to the listener and back, the median of the turn's tokens. More than a few percent of a
+    /// token's time: the listener does too much.
+    pub listener_us: f64,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
 
 impl Generation {
-    pub(crate) fn new(core: generate::Generation, in_listener: Duration) -> Self {
+    pub(crate) fn new(core: generate::Generation, listener_us: f64) -> Self {
         use edgeweld::generate as core_types;
         Self {
             text: core.text,
@@ -258,7 +267,7 @@ impl Generation {
             prefill_ms: core.prefill_ms,
             time_to_first_token_ms: core.time_to_first_token_ms,
             decode_tokens_per_second: core.decode_tokens_per_second,
-            listener_ms: in_listener.as_secs_f64() * 1e3,
+            listener_us,
             finish_reason: match core.finish_reason {
                 core_types::FinishReason::EndOfTurn => FinishReason::EndOfTurn,
                 core_types::FinishReason::StopString => FinishReason::StopString,

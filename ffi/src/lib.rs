@@ -7,6 +7,7 @@
 //! A panic in Rust arrives as an exception. The engine stays usable; a session in which it happened is closed, and
 //! says so.
 
+mod direct_listener;
 mod engine;
 mod error;
 mod generate;

@@ -49,6 +49,10 @@ pub struct MergeOptions {
     /// Most bytes of merged weights to hold beside the memory-mapped model; no limit by default.
     #[uniffi(default = None)]
     pub memory_budget_bytes: Option<u64>,
+    /// Most that rounding may change the weights beside the pack, as a share of them, for the automatic mode to try their own
+    /// format; 0.01 by default. More may save memory, and costs a proof that mostly fails.
+    #[uniffi(default = None)]
+    pub noise_max: Option<f64>,
     /// Threads; one per core by default.
     #[uniffi(default = None)]
     pub threads: Option<u32>,
@@ -60,6 +64,7 @@ impl MergeOptions {
         merge::MergeOptions {
             mode: self.mode.map_or(default.mode, Into::into),
             memory_budget_bytes: self.memory_budget_bytes.unwrap_or(default.memory_budget_bytes),
+            noise_max: self.noise_max.unwrap_or(default.noise_max),
             threads: self.threads.map_or(default.threads, |threads| threads as usize),
             ..default
         }
@@ -218,4 +223,15 @@ fn relay(
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_is_as_core_has_it() {
+        let said = MergeOptions { noise_max: Some(0.02), ..MergeOptions::default() };
+        assert_eq!(said.into_core(), merge::MergeOptions { noise_max: 0.02, ..merge::MergeOptions::default() });
+    }
 }

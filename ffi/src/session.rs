@@ -100,10 +100,9 @@ impl Session {
         let options = options.into_core(running.cancel().clone());
         let mut relay = Relay::new(listener, running.cancel().clone());
         let result = self.with(running.cancel(), |session| Ok(answer(session, &options, &mut relay)?));
-        match relay.failure {
-            Some(failure) => Err(failure),
-            None => Ok(Generation::new(result?, relay.elapsed)),
-        }
+        // A listener that throws cancels the turn, so its failure goes before the result.
+        let listener_us = relay.end()?;
+        Ok(Generation::new(result?, listener_us))
     }
 
     fn with<T>(

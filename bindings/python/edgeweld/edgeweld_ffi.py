@@ -564,11 +564,11 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_edgeweld_ffi_checksum_method_session_cached_tokens() != 28617:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_edgeweld_ffi_checksum_method_session_chat_blocking() != 37650:
+    if lib.uniffi_edgeweld_ffi_checksum_method_session_chat_blocking() != 1314:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_edgeweld_ffi_checksum_method_session_clear() != 34972:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_edgeweld_ffi_checksum_method_session_complete_blocking() != 40858:
+    if lib.uniffi_edgeweld_ffi_checksum_method_session_complete_blocking() != 58657:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_edgeweld_ffi_checksum_method_session_load_prefix() != 12540:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -1919,7 +1919,7 @@ class Generation:
     """
     The result of one turn.
 """
-    def __init__(self, *, text:str, arm:Arm, prompt_tokens:int, reused_tokens:int, generated_tokens:int, prefill_ms:float, time_to_first_token_ms:float, decode_tokens_per_second:float, listener_ms:float, finish_reason:FinishReason):
+    def __init__(self, *, text:str, arm:Arm, prompt_tokens:int, reused_tokens:int, generated_tokens:int, prefill_ms:float, time_to_first_token_ms:float, decode_tokens_per_second:float, listener_us:float, finish_reason:FinishReason):
         self.text = text
         self.arm = arm
         self.prompt_tokens = prompt_tokens
@@ -1928,14 +1928,14 @@ class Generation:
         self.prefill_ms = prefill_ms
         self.time_to_first_token_ms = time_to_first_token_ms
         self.decode_tokens_per_second = decode_tokens_per_second
-        self.listener_ms = listener_ms
+        self.listener_us = listener_us
         self.finish_reason = finish_reason
 
 
 
 
     def __str__(self):
-        return "Generation(text={}, arm={}, prompt_tokens={}, reused_tokens={}, generated_tokens={}, prefill_ms={}, time_to_first_token_ms={}, decode_tokens_per_second={}, listener_ms={}, finish_reason={})".format(self.text, self.arm, self.prompt_tokens, self.reused_tokens, self.generated_tokens, self.prefill_ms, self.time_to_first_token_ms, self.decode_tokens_per_second, self.listener_ms, self.finish_reason)
+        return "Generation(text={}, arm={}, prompt_tokens={}, reused_tokens={}, generated_tokens={}, prefill_ms={}, time_to_first_token_ms={}, decode_tokens_per_second={}, listener_us={}, finish_reason={})".format(self.text, self.arm, self.prompt_tokens, self.reused_tokens, self.generated_tokens, self.prefill_ms, self.time_to_first_token_ms, self.decode_tokens_per_second, self.listener_us, self.finish_reason)
     def __eq__(self, other):
         if self.text != other.text:
             return False
@@ -1953,7 +1953,7 @@ class Generation:
             return False
         if self.decode_tokens_per_second != other.decode_tokens_per_second:
             return False
-        if self.listener_ms != other.listener_ms:
+        if self.listener_us != other.listener_us:
             return False
         if self.finish_reason != other.finish_reason:
             return False
@@ -1971,7 +1971,7 @@ class _UniffiFfiConverterTypeGeneration(_UniffiConverterRustBuffer):
             prefill_ms=_UniffiFfiConverterFloat64.read(buf),
             time_to_first_token_ms=_UniffiFfiConverterFloat64.read(buf),
             decode_tokens_per_second=_UniffiFfiConverterFloat64.read(buf),
-            listener_ms=_UniffiFfiConverterFloat64.read(buf),
+            listener_us=_UniffiFfiConverterFloat64.read(buf),
             finish_reason=_UniffiFfiConverterTypeFinishReason.read(buf),
         )
 
@@ -1985,7 +1985,7 @@ class _UniffiFfiConverterTypeGeneration(_UniffiConverterRustBuffer):
         _UniffiFfiConverterFloat64.check_lower(value.prefill_ms)
         _UniffiFfiConverterFloat64.check_lower(value.time_to_first_token_ms)
         _UniffiFfiConverterFloat64.check_lower(value.decode_tokens_per_second)
-        _UniffiFfiConverterFloat64.check_lower(value.listener_ms)
+        _UniffiFfiConverterFloat64.check_lower(value.listener_us)
         _UniffiFfiConverterTypeFinishReason.check_lower(value.finish_reason)
 
     @staticmethod
@@ -1998,7 +1998,7 @@ class _UniffiFfiConverterTypeGeneration(_UniffiConverterRustBuffer):
         _UniffiFfiConverterFloat64.write(value.prefill_ms, buf)
         _UniffiFfiConverterFloat64.write(value.time_to_first_token_ms, buf)
         _UniffiFfiConverterFloat64.write(value.decode_tokens_per_second, buf)
-        _UniffiFfiConverterFloat64.write(value.listener_ms, buf)
+        _UniffiFfiConverterFloat64.write(value.listener_us, buf)
         _UniffiFfiConverterTypeFinishReason.write(value.finish_reason, buf)
 
 
@@ -2505,12 +2505,37 @@ class _UniffiFfiConverterOptionalTypeMergeMode(_UniffiConverterRustBuffer):
         else:
             raise InternalError("Unexpected flag byte for optional type")
 
+class _UniffiFfiConverterOptionalFloat64(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        if value is not None:
+            _UniffiFfiConverterFloat64.check_lower(value)
+
+    @classmethod
+    def write(cls, value, buf):
+        if value is None:
+            buf.write_u8(0)
+            return
+
+        buf.write_u8(1)
+        _UniffiFfiConverterFloat64.write(value, buf)
+
+    @classmethod
+    def read(cls, buf):
+        flag = buf.read_u8()
+        if flag == 0:
+            return None
+        elif flag == 1:
+            return _UniffiFfiConverterFloat64.read(buf)
+        else:
+            raise InternalError("Unexpected flag byte for optional type")
+
 @dataclass
 class MergeOptions:
     """
     Choices of one merge.
 """
-    def __init__(self, *, mode:typing.Optional[MergeMode] = _DEFAULT, memory_budget_bytes:typing.Optional[int] = _DEFAULT, threads:typing.Optional[int] = _DEFAULT):
+    def __init__(self, *, mode:typing.Optional[MergeMode] = _DEFAULT, memory_budget_bytes:typing.Optional[int] = _DEFAULT, noise_max:typing.Optional[float] = _DEFAULT, threads:typing.Optional[int] = _DEFAULT):
         if mode is _DEFAULT:
             self.mode = None
         else:
@@ -2519,6 +2544,10 @@ class MergeOptions:
             self.memory_budget_bytes = None
         else:
             self.memory_budget_bytes = memory_budget_bytes
+        if noise_max is _DEFAULT:
+            self.noise_max = None
+        else:
+            self.noise_max = noise_max
         if threads is _DEFAULT:
             self.threads = None
         else:
@@ -2528,11 +2557,13 @@ class MergeOptions:
 
 
     def __str__(self):
-        return "MergeOptions(mode={}, memory_budget_bytes={}, threads={})".format(self.mode, self.memory_budget_bytes, self.threads)
+        return "MergeOptions(mode={}, memory_budget_bytes={}, noise_max={}, threads={})".format(self.mode, self.memory_budget_bytes, self.noise_max, self.threads)
     def __eq__(self, other):
         if self.mode != other.mode:
             return False
         if self.memory_budget_bytes != other.memory_budget_bytes:
+            return False
+        if self.noise_max != other.noise_max:
             return False
         if self.threads != other.threads:
             return False
@@ -2544,6 +2575,7 @@ class _UniffiFfiConverterTypeMergeOptions(_UniffiConverterRustBuffer):
         return MergeOptions(
             mode=_UniffiFfiConverterOptionalTypeMergeMode.read(buf),
             memory_budget_bytes=_UniffiFfiConverterOptionalUInt64.read(buf),
+            noise_max=_UniffiFfiConverterOptionalFloat64.read(buf),
             threads=_UniffiFfiConverterOptionalUInt32.read(buf),
         )
 
@@ -2551,12 +2583,14 @@ class _UniffiFfiConverterTypeMergeOptions(_UniffiConverterRustBuffer):
     def check_lower(value):
         _UniffiFfiConverterOptionalTypeMergeMode.check_lower(value.mode)
         _UniffiFfiConverterOptionalUInt64.check_lower(value.memory_budget_bytes)
+        _UniffiFfiConverterOptionalFloat64.check_lower(value.noise_max)
         _UniffiFfiConverterOptionalUInt32.check_lower(value.threads)
 
     @staticmethod
     def write(value, buf):
         _UniffiFfiConverterOptionalTypeMergeMode.write(value.mode, buf)
         _UniffiFfiConverterOptionalUInt64.write(value.memory_budget_bytes, buf)
+        _UniffiFfiConverterOptionalFloat64.write(value.noise_max, buf)
         _UniffiFfiConverterOptionalUInt32.write(value.threads, buf)
 
 
@@ -2652,31 +2686,6 @@ class _UniffiFfiConverterTypeMergeProgress(_UniffiConverterRustBuffer):
         _UniffiFfiConverterTypeMergeStage.write(value.stage, buf)
         _UniffiFfiConverterUInt64.write(value.done, buf)
         _UniffiFfiConverterUInt64.write(value.total, buf)
-
-class _UniffiFfiConverterOptionalFloat64(_UniffiConverterRustBuffer):
-    @classmethod
-    def check_lower(cls, value):
-        if value is not None:
-            _UniffiFfiConverterFloat64.check_lower(value)
-
-    @classmethod
-    def write(cls, value, buf):
-        if value is None:
-            buf.write_u8(0)
-            return
-
-        buf.write_u8(1)
-        _UniffiFfiConverterFloat64.write(value, buf)
-
-    @classmethod
-    def read(cls, buf):
-        flag = buf.read_u8()
-        if flag == 0:
-            return None
-        elif flag == 1:
-            return _UniffiFfiConverterFloat64.read(buf)
-        else:
-            raise InternalError("Unexpected flag byte for optional type")
 
 @dataclass
 class MergeReport:

@@ -16,6 +16,8 @@ private const val LISTENER_MICROS = 50.0
 /** A cancelled call may take this and the time of one token. */
 private const val CANCEL_MS = 20.0
 private const val STREAMS = 10_000
+/** Streams of which the median is taken. */
+private const val STREAMS_MEASURED = 40
 
 private val FACTS = File(System.getenv("EDGEWELD_SCENARIO")).readLines().associate { line ->
     val (name, value) = line.split("=", limit = 2)
@@ -61,20 +63,35 @@ private suspend fun firstCall() {
     }
 }
 
+/** A turn of 64 tokens, and how many microseconds its median token took to the listener and back. */
+private suspend fun listenerCost(session: Session, name: String, turn: suspend (List<Message>, GenerateOptions) -> Generation): Double {
+    session.clear()
+    val costs = (0 until STREAMS_MEASURED).map { turn(listOf(userMessage("Tell story $it.")), GenerateOptions(maxTokens = 64u)).listenerUs }
+    // The first rounds run before the JVM has compiled the path.
+    println("token through $name, median of the first stream: %.1f µs".format(costs[0]))
+    return costs.median()
+}
+
 /** Returns the time of a token in milliseconds. */
-private fun listenerCost(engine: Engine): Double {
-    val costs = mutableListOf<Double>()
+private suspend fun listenerCosts(engine: Engine): Double {
     var tokenMs = 0.0
     engine.session().use { session ->
-        repeat(40) { round ->
-            val end = session.chatBlocking(listOf(userMessage("Tell story $round.")), GenerateOptions(maxTokens = 64u), Silent)
-            costs.add(end.listenerMs * 1e3 / end.generatedTokens.toDouble())
-            tokenMs = 1e3 / end.decodeTokensPerSecond
+        val function = listenerCost(session, "a function") { messages, options ->
+            session.chatBlocking(messages, options) {}.also { tokenMs = 1e3 / it.decodeTokensPerSecond }
         }
+        figure("token through a function", function, "µs", LISTENER_MICROS)
+        val flow = listenerCost(session, "a flow") { messages, options ->
+            lateinit var end: Generation
+            session.stream(messages, options) { end = it }.collect {}
+            end
+        }
+        println("token through a flow, which wakes its collector, without a bar: %.1f µs".format(flow))
+        val generated = listenerCost(session, "a TokenListener") { messages, options ->
+            session.chatBlocking(messages, options, Silent)
+        }
+        println("token through a TokenListener, without a bar: %.1f µs".format(generated))
     }
-    // The first rounds run before the JVM has compiled the path.
-    println("listener per token in the first stream: %.1f µs; a token takes %.1f ms".format(costs[0], tokenMs))
-    figure("listener per token, median of 40", costs.median(), "µs", LISTENER_MICROS)
+    println("a token takes %.1f ms".format(tokenMs))
     return tokenMs
 }
 
@@ -124,7 +141,7 @@ fun main(args: Array<String>) {
             load().use { streams(it) }
         } else {
             firstCall()
-            load().use { cancelLatencies(it, listenerCost(it)) }
+            load().use { cancelLatencies(it, listenerCosts(it)) }
         }
     }
     exitProcess(if (missed > 0) 1 else 0)

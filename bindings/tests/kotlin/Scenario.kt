@@ -84,14 +84,7 @@ private val TESTS = listOf<Pair<String, suspend (Stage) -> Unit>>(
         assertTrue(fact("pack_text").startsWith(some.joinToString("") { it.text }))
         TaskHandle().use { task ->
             var count = 0
-            val listener = object : TokenListener {
-                override fun onToken(token: Token) {
-                    if (++count == 3) task.cancel()
-                }
-
-                override fun onPrefill(doneTokens: ULong, totalTokens: ULong) {}
-            }
-            val cut = stage.session.chatBlocking(MESSAGES, OPTIONS, listener, task)
+            val cut = stage.session.chatBlocking(MESSAGES, OPTIONS, task) { if (++count == 3) task.cancel() }
             assertEquals(FinishReason.CANCELLED to 3uL, cut.finishReason to cut.generatedTokens)
             assertTrue(task.isFinished())
         }
@@ -109,7 +102,23 @@ private val TESTS = listOf<Pair<String, suspend (Stage) -> Unit>>(
         val untyped = throwing(IllegalStateException("no such widget"))
         val told = assertFailsWith<SdkException.Internal> { stage.session.chatBlocking(MESSAGES, OPTIONS, untyped) }
         assertTrue("no such widget" in told.reason, told.reason)
+        val thrown = NoSuchElementException("no such widget")
+        val caught = assertFailsWith<NoSuchElementException> { stage.session.chatBlocking(MESSAGES, OPTIONS) { throw thrown } }
+        assertTrue(caught === thrown)
         assertEquals(fact("base_text"), stage.ask().text)
+    },
+    "a listener may ask another session" to { stage ->
+        var text = ""
+        var inner = ""
+        stage.engine.session().use { other ->
+            stage.session.chatBlocking(MESSAGES, OPTIONS) { token ->
+                text += token.text
+                if (inner.isEmpty()) {
+                    other.chatBlocking(MESSAGES, OPTIONS) { inner += it.text }
+                }
+            }
+        }
+        assertEquals(fact("base_text") to fact("base_text"), text to inner)
     },
     "packs that must not be used are refused with facts" to { stage ->
         for ((name, prefix, refusal) in listOf(

@@ -11,14 +11,16 @@ extension Engine {
         }
     }
 
-    /// Puts a verified pack into the model on a background thread. Cancelled, the model is as before.
+    /// Puts a verified pack into the model on a background thread. Cancelled, the model is as before. `noiseMax` is the noise that
+    /// `.auto` lets rounding add, as a share of the weights; 0.01 by default.
     public func merge(
         _ pack: VerifiedPack,
         mode: MergeMode = .auto,
         memoryBudgetBytes: UInt64? = nil,
+        noiseMax: Double? = nil,
         onProgress: (@Sendable (MergeProgress) -> Void)? = nil
     ) async throws -> MergeReport {
-        let options = MergeOptions(mode: mode, memoryBudgetBytes: memoryBudgetBytes)
+        let options = MergeOptions(mode: mode, memoryBudgetBytes: memoryBudgetBytes, noiseMax: noiseMax)
         return try await onBackgroundThread { task in
             try self.mergeBlocking(pack: pack, options: options, listener: onProgress.map(MergeRelay.init), task: task)
         }

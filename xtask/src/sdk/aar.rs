@@ -140,16 +140,23 @@ fn check_library(library: &Library, abi: &str, file: &str, system: System, calle
     Ok(())
 }
 
-/// The functions that the generated Kotlin declares.
+/// Where Kotlin declares functions of the library: the generated source, and the one that goes beside it.
+const DECLARING: [&str; 2] =
+    ["generated/kotlin/dev/edgeweld/edgeweld_ffi.kt", "main/kotlin/dev/edgeweld/DirectListener.kt"];
+
+/// The functions that Kotlin declares.
 fn called_functions() -> Result<BTreeSet<String>> {
-    let path = shell::workspace().join("bindings/kotlin/src/generated/kotlin/dev/edgeweld/edgeweld_ffi.kt");
-    let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let declared = source.lines().filter_map(|line| {
-        let name = line.trim().strip_prefix("external fun ")?.split('(').next()?;
-        name.contains("edgeweld_ffi").then(|| name.to_owned())
-    });
-    let declared: BTreeSet<_> = declared.collect();
-    ensure!(declared.len() > 20, "{}: found no declarations", path.display());
+    let mut declared = BTreeSet::new();
+    for source in DECLARING {
+        let path = shell::workspace().join("bindings/kotlin/src").join(source);
+        let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let before = declared.len();
+        declared.extend(source.lines().filter_map(|line| {
+            let name = line.trim().strip_prefix("external fun ")?.split('(').next()?;
+            name.contains("edgeweld_ffi").then(|| name.to_owned())
+        }));
+        ensure!(declared.len() > before, "{}: found no declarations", path.display());
+    }
     Ok(declared)
 }
 

@@ -3049,9 +3049,10 @@ public struct Generation: Equatable, Hashable {
      */
     public let decodeTokensPerSecond: Double
     /**
-     * Milliseconds of the turn that were spent in the listener, the way to it and back included.
+     * Microseconds of a token's way to the listener and back, the median of the turn's tokens. More than a few percent of a
+     * token's time: the listener does too much.
      */
-    public let listenerMs: Double
+    public let listenerUs: Double
     /**
      * Why it ended.
      */
@@ -3085,8 +3086,9 @@ public struct Generation: Equatable, Hashable {
          * Tokens per second after the first; 0 if there was at most one.
          */decodeTokensPerSecond: Double,
         /**
-         * Milliseconds of the turn that were spent in the listener, the way to it and back included.
-         */listenerMs: Double,
+         * Microseconds of a token's way to the listener and back, the median of the turn's tokens. More than a few percent of a
+         * token's time: the listener does too much.
+         */listenerUs: Double,
         /**
          * Why it ended.
          */finishReason: FinishReason) {
@@ -3098,7 +3100,7 @@ public struct Generation: Equatable, Hashable {
         self.prefillMs = prefillMs
         self.timeToFirstTokenMs = timeToFirstTokenMs
         self.decodeTokensPerSecond = decodeTokensPerSecond
-        self.listenerMs = listenerMs
+        self.listenerUs = listenerUs
         self.finishReason = finishReason
     }
 
@@ -3126,7 +3128,7 @@ public struct FfiConverterTypeGeneration: FfiConverterRustBuffer {
                 prefillMs: FfiConverterDouble.read(from: &buf),
                 timeToFirstTokenMs: FfiConverterDouble.read(from: &buf),
                 decodeTokensPerSecond: FfiConverterDouble.read(from: &buf),
-                listenerMs: FfiConverterDouble.read(from: &buf),
+                listenerUs: FfiConverterDouble.read(from: &buf),
                 finishReason: FfiConverterTypeFinishReason.read(from: &buf)
         )
     }
@@ -3140,7 +3142,7 @@ public struct FfiConverterTypeGeneration: FfiConverterRustBuffer {
         FfiConverterDouble.write(value.prefillMs, into: &buf)
         FfiConverterDouble.write(value.timeToFirstTokenMs, into: &buf)
         FfiConverterDouble.write(value.decodeTokensPerSecond, into: &buf)
-        FfiConverterDouble.write(value.listenerMs, into: &buf)
+        FfiConverterDouble.write(value.listenerUs, into: &buf)
         FfiConverterTypeFinishReason.write(value.finishReason, into: &buf)
     }
 }
@@ -3382,6 +3384,11 @@ public struct MergeOptions: Equatable, Hashable {
      */
     public let memoryBudgetBytes: UInt64?
     /**
+     * Most that rounding may change the weights beside the pack, as a share of them, for the automatic mode to try their own
+     * format; 0.01 by default. More may save memory, and costs a proof that mostly fails.
+     */
+    public let noiseMax: Double?
+    /**
      * Threads; one per core by default.
      */
     public let threads: UInt32?
@@ -3396,10 +3403,15 @@ public struct MergeOptions: Equatable, Hashable {
          * Most bytes of merged weights to hold beside the memory-mapped model; no limit by default.
          */memoryBudgetBytes: UInt64? = nil,
         /**
+         * Most that rounding may change the weights beside the pack, as a share of them, for the automatic mode to try their own
+         * format; 0.01 by default. More may save memory, and costs a proof that mostly fails.
+         */noiseMax: Double? = nil,
+        /**
          * Threads; one per core by default.
          */threads: UInt32? = nil) {
         self.mode = mode
         self.memoryBudgetBytes = memoryBudgetBytes
+        self.noiseMax = noiseMax
         self.threads = threads
     }
 
@@ -3421,6 +3433,7 @@ public struct FfiConverterTypeMergeOptions: FfiConverterRustBuffer {
             try MergeOptions(
                 mode: FfiConverterOptionTypeMergeMode.read(from: &buf),
                 memoryBudgetBytes: FfiConverterOptionUInt64.read(from: &buf),
+                noiseMax: FfiConverterOptionDouble.read(from: &buf),
                 threads: FfiConverterOptionUInt32.read(from: &buf)
         )
     }
@@ -3428,6 +3441,7 @@ public struct FfiConverterTypeMergeOptions: FfiConverterRustBuffer {
     public static func write(_ value: MergeOptions, into buf: inout [UInt8]) {
         FfiConverterOptionTypeMergeMode.write(value.mode, into: &buf)
         FfiConverterOptionUInt64.write(value.memoryBudgetBytes, into: &buf)
+        FfiConverterOptionDouble.write(value.noiseMax, into: &buf)
         FfiConverterOptionUInt32.write(value.threads, into: &buf)
     }
 }
@@ -6640,13 +6654,13 @@ private let initializationResult: InitializationResult = {
     if (uniffi_edgeweld_ffi_checksum_method_session_cached_tokens() != 28617) {
         return InitializationResult.apiChecksumMismatch
     }
-    if (uniffi_edgeweld_ffi_checksum_method_session_chat_blocking() != 37650) {
+    if (uniffi_edgeweld_ffi_checksum_method_session_chat_blocking() != 1314) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_edgeweld_ffi_checksum_method_session_clear() != 34972) {
         return InitializationResult.apiChecksumMismatch
     }
-    if (uniffi_edgeweld_ffi_checksum_method_session_complete_blocking() != 40858) {
+    if (uniffi_edgeweld_ffi_checksum_method_session_complete_blocking() != 58657) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_edgeweld_ffi_checksum_method_session_load_prefix() != 12540) {

@@ -1176,13 +1176,13 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_edgeweld_ffi_checksum_method_session_cached_tokens() and 0xFFFF) != 28617) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_edgeweld_ffi_checksum_method_session_chat_blocking() and 0xFFFF) != 37650) {
+    if ((lib.uniffi_edgeweld_ffi_checksum_method_session_chat_blocking() and 0xFFFF) != 1314) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_edgeweld_ffi_checksum_method_session_clear() and 0xFFFF) != 34972) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_edgeweld_ffi_checksum_method_session_complete_blocking() and 0xFFFF) != 40858) {
+    if ((lib.uniffi_edgeweld_ffi_checksum_method_session_complete_blocking() and 0xFFFF) != 58657) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_edgeweld_ffi_checksum_method_session_load_prefix() and 0xFFFF) != 12540) {
@@ -5310,9 +5310,10 @@ data class Generation (
     val `decodeTokensPerSecond`: kotlin.Double
     ,
     /**
-     * Milliseconds of the turn that were spent in the listener, the way to it and back included.
+     * Microseconds of a token's way to the listener and back, the median of the turn's tokens. More than a few percent of a
+     * token's time: the listener does too much.
      */
-    val `listenerMs`: kotlin.Double
+    val `listenerUs`: kotlin.Double
     ,
     /**
      * Why it ended.
@@ -5356,7 +5357,7 @@ public object FfiConverterTypeGeneration: FfiConverterRustBuffer<Generation> {
             FfiConverterDouble.allocationSize(value.`prefillMs`) +
             FfiConverterDouble.allocationSize(value.`timeToFirstTokenMs`) +
             FfiConverterDouble.allocationSize(value.`decodeTokensPerSecond`) +
-            FfiConverterDouble.allocationSize(value.`listenerMs`) +
+            FfiConverterDouble.allocationSize(value.`listenerUs`) +
             FfiConverterTypeFinishReason.allocationSize(value.`finishReason`)
     )
 
@@ -5369,7 +5370,7 @@ public object FfiConverterTypeGeneration: FfiConverterRustBuffer<Generation> {
             FfiConverterDouble.write(value.`prefillMs`, buf)
             FfiConverterDouble.write(value.`timeToFirstTokenMs`, buf)
             FfiConverterDouble.write(value.`decodeTokensPerSecond`, buf)
-            FfiConverterDouble.write(value.`listenerMs`, buf)
+            FfiConverterDouble.write(value.`listenerUs`, buf)
             FfiConverterTypeFinishReason.write(value.`finishReason`, buf)
     }
 }
@@ -5541,6 +5542,12 @@ data class MergeOptions (
     val `memoryBudgetBytes`: kotlin.ULong? = null
     ,
     /**
+     * Most that rounding may change the weights beside the pack, as a share of them, for the automatic mode to try their own
+     * format; 0.01 by default. More may save memory, and costs a proof that mostly fails.
+     */
+    val `noiseMax`: kotlin.Double? = null
+    ,
+    /**
      * Threads; one per core by default.
      */
     val `threads`: kotlin.UInt? = null
@@ -5562,6 +5569,7 @@ public object FfiConverterTypeMergeOptions: FfiConverterRustBuffer<MergeOptions>
         return MergeOptions(
             FfiConverterOptionalTypeMergeMode.read(buf),
             FfiConverterOptionalULong.read(buf),
+            FfiConverterOptionalDouble.read(buf),
             FfiConverterOptionalUInt.read(buf),
         )
     }
@@ -5569,12 +5577,14 @@ public object FfiConverterTypeMergeOptions: FfiConverterRustBuffer<MergeOptions>
     override fun allocationSize(value: MergeOptions) = (
             FfiConverterOptionalTypeMergeMode.allocationSize(value.`mode`) +
             FfiConverterOptionalULong.allocationSize(value.`memoryBudgetBytes`) +
+            FfiConverterOptionalDouble.allocationSize(value.`noiseMax`) +
             FfiConverterOptionalUInt.allocationSize(value.`threads`)
     )
 
     override fun write(value: MergeOptions, buf: ByteBuffer) {
             FfiConverterOptionalTypeMergeMode.write(value.`mode`, buf)
             FfiConverterOptionalULong.write(value.`memoryBudgetBytes`, buf)
+            FfiConverterOptionalDouble.write(value.`noiseMax`, buf)
             FfiConverterOptionalUInt.write(value.`threads`, buf)
     }
 }

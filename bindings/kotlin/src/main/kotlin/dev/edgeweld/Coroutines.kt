@@ -30,14 +30,16 @@ suspend fun Engine.Companion.load(
  * Puts a verified pack into the model on a background thread. Cancelled, the model is as before.
  *
  * @param memoryBudgetBytes most bytes of merged weights to hold; `null` for no limit
+ * @param noiseMax the noise that [MergeMode.AUTO] lets rounding add, as a share of the weights; `null` for 0.01
  */
 suspend fun Engine.merge(
     pack: VerifiedPack,
     mode: MergeMode = MergeMode.AUTO,
     memoryBudgetBytes: ULong? = null,
+    noiseMax: Double? = null,
     onProgress: ((MergeProgress) -> Unit)? = null,
 ): MergeReport = onBackgroundThread { task ->
-    mergeBlocking(pack, MergeOptions(mode, memoryBudgetBytes), onProgress?.let(::MergeSteps), task)
+    mergeBlocking(pack, MergeOptions(mode, memoryBudgetBytes, noiseMax), onProgress?.let(::MergeSteps), task)
 }
 
 /** Saves the merged model as a GGUF file, on a background thread. */
@@ -86,14 +88,7 @@ fun Session.stream(
     options: GenerateOptions = GenerateOptions(),
     onEnd: (Generation) -> Unit = {},
 ): Flow<Token> = channelFlow {
-    val listener = object : TokenListener {
-        override fun onToken(token: Token) {
-            trySend(token)
-        }
-
-        override fun onPrefill(doneTokens: ULong, totalTokens: ULong) {}
-    }
-    onEnd(onBackgroundThread { task -> chatBlocking(messages, options, listener, task) })
+    onEnd(onBackgroundThread { task -> chatBlocking(messages, options, task) { token -> trySend(token) } })
 }.buffer(Channel.UNLIMITED)
 
 /** Answers a conversation on a background thread. Cancelling the coroutine stops it within one token. */
