@@ -29,7 +29,7 @@ pub(crate) fn package() -> Result<()> {
 }
 
 /// Assembles an AAR with this machine's library in the shipped profile, checks it, says how large it is and why, and plays the
-/// scenario on what is in it. No device can load it.
+/// scenario and the sample app on what is in it. No device can load it.
 pub(crate) fn host_check() -> Result<()> {
     let built = Built::shipped()?;
     let stripped = built.stripped()?;
@@ -37,5 +37,10 @@ pub(crate) fn host_check() -> Result<()> {
     let path = folder().join("edgeweld-host.aar");
     aar::assemble(&path, &kotlin::classes()?, &[Native { abi: aar::HOST_ABI, library: stripped }])?;
     println!("{}", aar::check(&path, System::Host)?);
-    kotlin::play(&built, &path)
+    kotlin::play(&built, &path)?;
+    // The pictures are drawn by a library for this system.
+    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        kotlin::sample(&built, &path)?;
+    }
+    Ok(())
 }

@@ -20,6 +20,15 @@ const JNA: (&str, &str) = ("net.java.dev.jna:jna:5.19.1", "jna-5.19.1.jar");
 /// All of the SDK in Kotlin; Android's project compiles the same folders.
 const SOURCES: [&str; 2] = ["bindings/kotlin/src/generated/kotlin", "bindings/kotlin/src/main/kotlin"];
 
+/// The sample app without its activity, and the program that plays it.
+const SAMPLE: [&str; 3] = [
+    "android/sample/src/main/kotlin/dev/edgeweld/sample/ChatModel.kt",
+    "android/sample/src/main/kotlin/dev/edgeweld/sample/Screens.kt",
+    "bindings/tests/kotlin/Sample.kt",
+];
+/// Names Compose's libraries for a desktop.
+const COMPOSE: &str = "android/sample/host-check.xml";
+
 /// Why Kotlin cannot run here, if it cannot.
 pub(crate) fn missing() -> Option<String> {
     let tools = [("java", "-version"), ("npm", "--version"), ("mvn", "--version")];
@@ -28,7 +37,9 @@ pub(crate) fn missing() -> Option<String> {
 }
 
 struct Kotlin {
-    compiler: PathBuf,
+    /// The compiler and its plugins.
+    lib: PathBuf,
+    flags: Vec<String>,
     /// Kotlin's standard library, coroutines, assertions and JNA.
     class_path: String,
 }
@@ -38,8 +49,7 @@ impl Kotlin {
         let folder = folder().join("kotlin");
         fs::create_dir_all(&folder)?;
         let lib = folder.join("node_modules/kotlin-compiler/lib");
-        let compiler = lib.join("kotlin-compiler.jar");
-        if !compiler.is_file() {
+        if !lib.is_dir() {
             let mut npm = shell::command("npm", &["install", "--no-audit", "--no-fund", "--no-save", "--prefix"]);
             shell::run(npm.arg(&folder).arg(COMPILER))?;
         }
@@ -51,22 +61,43 @@ impl Kotlin {
         }
         let jars = ["kotlin-stdlib.jar", "kotlinx-coroutines-core-jvm.jar", "kotlin-test.jar"];
         let jars = jars.map(|jar| lib.join(jar)).into_iter().chain([jna]);
-        Ok(Self { compiler, class_path: joined(jars) })
+        let class_path = joined(jars);
+        // Class files that every Android toolchain reads.
+        Ok(Self { lib, flags: vec!["-jvm-target".into(), "1.8".into()], class_path })
+    }
+
+    /// With Compose for desktops, whose surface is Android's.
+    fn with_compose(mut self) -> Result<Self> {
+        let folder = folder().join("kotlin/compose");
+        if !folder.is_dir() {
+            let mut mvn = shell::command("mvn", &["--quiet", "--batch-mode", "dependency:copy-dependencies", "--file"]);
+            mvn.arg(COMPOSE).arg(format!("-DoutputDirectory={}", folder.display()));
+            shell::run(&mut mvn)?;
+        }
+        let jars = fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        // Ours come first: Compose names older ones of the standard library.
+        self.class_path = format!("{}:{}", self.class_path, joined(jars));
+        let plugin = self.lib.join("compose-compiler-plugin.jar");
+        self.flags = vec!["-jvm-target".into(), "17".into(), format!("-Xplugin={}", plugin.display())];
+        Ok(self)
     }
 
     fn compile(&self, sources: &[PathBuf], class_path: &str, jar: &Path) -> Result<()> {
         let mut java = shell::command("java", &["-Xmx2g", "-cp"]);
-        java.arg(&self.compiler).arg("org.jetbrains.kotlin.cli.jvm.K2JVMCompiler");
-        java.args(["-no-stdlib", "-no-reflect", "-nowarn", "-jvm-target", "1.8", "-module-name", "edgeweld"]);
+        java.arg(self.lib.join("kotlin-compiler.jar")).arg("org.jetbrains.kotlin.cli.jvm.K2JVMCompiler");
+        java.args(["-no-stdlib", "-no-reflect", "-nowarn", "-module-name", "edgeweld"]).args(&self.flags);
         shell::run(java.arg("-cp").arg(class_path).args(sources).arg("-d").arg(jar))
     }
 
-    /// Compiles the program in `source` and runs it as the rest of the command line `run`, with `sdk` on its class path.
-    fn run(&self, mut run: Command, java: &[&str], sdk: &Path, source: &str, args: &[&str]) -> Result<()> {
+    /// Compiles the program in `sources`, the last of which starts it, and runs it as the rest of the command line `run`, with
+    /// `sdk` on its class path.
+    fn run(&self, mut run: Command, java: &[&str], sdk: &Path, sources: &[&str], args: &[&str]) -> Result<()> {
         let class_path = format!("{}:{}", self.class_path, sdk.display());
         let jar = folder().join("kotlin/program.jar");
-        self.compile(&[shell::workspace().join(source)], &class_path, &jar)?;
-        let stem = Path::new(source).file_stem().context("a source has a name")?.to_string_lossy();
+        let sources: Vec<_> = sources.iter().map(|source| shell::workspace().join(source)).collect();
+        self.compile(&sources, &class_path, &jar)?;
+        let stem =
+            sources.last().and_then(|source| source.file_stem()).context("a source has a name")?.to_string_lossy();
         run.arg("java").args(java).arg("-cp").arg(format!("{class_path}:{}", jar.display()));
         shell::run(run.arg(format!("{stem}Kt")).args(args))
     }
@@ -90,7 +121,7 @@ pub(crate) fn test(scope: Scope) -> Result<()> {
     println!("{}", aar::check(&path, aar::System::Host)?);
     play(&built, &path)?;
     let jar = desktop_jar(&library, &classes)?;
-    Kotlin::new()?.run(built.scenario(), &["-Xmx256m"], &jar, "examples/kotlin-jvm/Main.kt", &EXAMPLE_ARGS)
+    Kotlin::new()?.run(built.scenario(), &["-Xmx256m"], &jar, &["examples/kotlin-jvm/Main.kt"], &EXAMPLE_ARGS)
 }
 
 /// Plays the scenario on what is in an AAR: its classes and its library for this machine.
@@ -98,14 +129,24 @@ pub(crate) fn play(built: &Built, aar: &Path) -> Result<()> {
     let unpacked = unpacked(aar)?;
     let path = format!("-Djna.library.path={}", unpacked.join("jni").join(aar::HOST_ABI).display());
     let (java, classes) = (["-Xmx256m", &path], unpacked.join("classes.jar"));
-    Kotlin::new()?.run(built.scenario(), &java, &classes, "bindings/tests/kotlin/Scenario.kt", &[])
+    Kotlin::new()?.run(built.scenario(), &java, &classes, &["bindings/tests/kotlin/Scenario.kt"], &[])
+}
+
+/// Runs Android's sample without its activity, and draws its screens as pictures.
+pub(crate) fn sample(built: &Built, aar: &Path) -> Result<()> {
+    let (unpacked, pictures) = (unpacked(aar)?, emptied(folder().join("sample"))?);
+    let path = format!("-Djna.library.path={}", unpacked.join("jni").join(aar::HOST_ABI).display());
+    let java = ["-Xmx512m", "-Djava.awt.headless=true", &path];
+    let args = [&*pictures.to_string_lossy()];
+    let kotlin = Kotlin::new()?.with_compose()?;
+    kotlin.run(built.scenario(), &java, &unpacked.join("classes.jar"), &SAMPLE, &args)
 }
 
 /// Measures the library that apps ship.
 pub(crate) fn figures(args: &[&str]) -> Result<()> {
     let built = Built::shipped()?;
     let jar = desktop_jar(&built.stripped()?, &classes()?)?;
-    Kotlin::new()?.run(built.scenario(), &["-Xmx256m"], &jar, "bindings/tests/kotlin/Figures.kt", args)
+    Kotlin::new()?.run(built.scenario(), &["-Xmx256m"], &jar, &["bindings/tests/kotlin/Figures.kt"], args)
 }
 
 /// The jar for desktop JVMs: the classes, and the library where JNA looks for this system's.

@@ -1,16 +1,14 @@
 package dev.edgeweld.sample
 
-import android.app.Application
-import android.net.Uri
 import androidx.compose.runtime.getValue
 import androidx.compose.runtime.mutableStateListOf
 import androidx.compose.runtime.mutableStateOf
 import androidx.compose.runtime.setValue
-import androidx.lifecycle.AndroidViewModel
-import androidx.lifecycle.viewModelScope
 import dev.edgeweld.*
 import java.io.File
+import java.io.InputStream
 import java.util.concurrent.CancellationException
+import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.launch
@@ -19,8 +17,14 @@ import kotlinx.coroutines.withContext
 /** One row of the comparison. */
 data class Measured(val label: String, val promptTokens: ULong, val firstTokenMs: Double, val cacheBytes: ULong)
 
-/** The model, the pack and the conversation; survives rotation. */
-class ChatModel(private val app: Application) : AndroidViewModel(app) {
+/**
+ * The model, the pack and the conversation. Nothing here is Android's, so a desktop JVM can run it.
+ *
+ * @param files where the model is copied to
+ * @param packs where packs are kept: not backed up
+ * @param scope what the work runs in
+ */
+class ChatModel(private val files: File, private val packs: File, private val scope: CoroutineScope) : AutoCloseable {
     var status by mutableStateOf("Choose a GGUF model file")
         private set
     var progress by mutableStateOf<Float?>(null)
@@ -36,15 +40,13 @@ class ChatModel(private val app: Application) : AndroidViewModel(app) {
     private var session by mutableStateOf<Session?>(null)
     private var turn: Job? = null
 
-    /** Copies the picked document into the app's files, because weights are memory-mapped, and loads it. */
-    fun loadModel(document: Uri) = work {
-        val file = File(app.filesDir, "model.gguf")
-        status = "Copying the model"
-        withContext(Dispatchers.IO) {
-            app.contentResolver.openInputStream(document)?.use { input -> file.outputStream().use(input::copyTo) }
-        }
-        status = "Loading"
+    /** Copies the document into the app's files, because weights are memory-mapped, and loads it. */
+    fun loadModel(open: () -> InputStream?): Job = work {
+        val file = File(files, "model.gguf")
         close()
+        status = "Copying the model"
+        withContext(Dispatchers.IO) { open()?.use { input -> file.outputStream().use(input::copyTo) } }
+        status = "Loading"
         val loaded = Engine.load(file.path) { done, total -> progress = done.toFloat() / total.toFloat() }
         engine = loaded
         session = loaded.session()
@@ -52,14 +54,14 @@ class ChatModel(private val app: Application) : AndroidViewModel(app) {
     }
 
     /** Downloads the pack, verifies and merges it. */
-    fun loadPack(url: String, trustedKey: String) = work {
+    fun loadPack(url: String, trustedKey: String): Job = work {
         val engine = engine ?: return@work
-        PackStore(File(app.noBackupFilesDir, "packs").path, listOf(trustedKey.trim())).use { store ->
+        PackStore(packs.path, listOf(trustedKey.trim())).use { store ->
             store.download(engine, url.trim()).collect { event ->
                 when (event) {
                     is DownloadEvent.Progress -> {
-                        val (done, total) = event.progress
-                        progress = total?.let { done.toFloat() / it.toFloat() }
+                        val done = event.progress.bytesDone
+                        progress = event.progress.bytesTotal?.let { total -> done.toFloat() / total.toFloat() }
                         status = "$done bytes"
                     }
                     is DownloadEvent.Verified -> event.pack.use { pack ->
@@ -72,14 +74,14 @@ class ChatModel(private val app: Application) : AndroidViewModel(app) {
         }
     }
 
-    fun removePack() = work {
+    fun removePack(): Job = work {
         engine?.unmerge()
         status = "Base model"
     }
 
-    fun send(text: String) {
+    fun send(text: String): Job {
         messages.add(userMessage(text))
-        turn = work { answer() }
+        return work { answer() }.also { turn = it }
     }
 
     fun stop() {
@@ -92,9 +94,11 @@ class ChatModel(private val app: Application) : AndroidViewModel(app) {
         isAnswering = true
         messages.add(assistantMessage(""))
         try {
-            session.stream(conversation, onEnd = { end -> measure(session, end) }).collect { token ->
+            var end: Generation? = null
+            session.stream(conversation, onEnd = { end = it }).collect { token ->
                 messages[messages.lastIndex] = assistantMessage(messages.last().content + token.text)
             }
+            end?.let { measure(session, it) }
         } finally {
             isAnswering = false
         }
@@ -103,11 +107,10 @@ class ChatModel(private val app: Application) : AndroidViewModel(app) {
     /** The comparison: what the prompt costs in each turn, and what the pack saves. */
     private fun measure(session: Session, end: Generation) {
         val label = if (end.arm == Arm.PACK || end.arm == Arm.PACK_ALONE) "pack" else "prompt"
-        val cache = session.cacheSizeBytes()
-        viewModelScope.launch { measured.add(Measured(label, end.promptTokens, end.timeToFirstTokenMs, cache)) }
+        measured.add(Measured(label, end.promptTokens, end.timeToFirstTokenMs, session.cacheSizeBytes()))
     }
 
-    private fun work(block: suspend () -> Unit): Job = viewModelScope.launch {
+    private fun work(block: suspend () -> Unit): Job = scope.launch {
         try {
             block()
         } catch (cancelled: CancellationException) {
@@ -128,12 +131,10 @@ class ChatModel(private val app: Application) : AndroidViewModel(app) {
         else -> error.message.orEmpty()
     }
 
-    private fun close() {
+    override fun close() {
         session?.close()
         engine?.close()
         session = null
         engine = null
     }
-
-    override fun onCleared() = close()
 }

@@ -1,113 +1,35 @@
 package dev.edgeweld.sample
 
+import android.app.Application
 import android.os.Bundle
 import androidx.activity.ComponentActivity
 import androidx.activity.compose.rememberLauncherForActivityResult
 import androidx.activity.compose.setContent
 import androidx.activity.result.contract.ActivityResultContracts.OpenDocument
 import androidx.activity.viewModels
-import androidx.compose.foundation.layout.Arrangement
-import androidx.compose.foundation.layout.Column
-import androidx.compose.foundation.layout.Row
-import androidx.compose.foundation.layout.fillMaxSize
-import androidx.compose.foundation.layout.fillMaxWidth
-import androidx.compose.foundation.layout.padding
 import androidx.compose.foundation.layout.safeDrawingPadding
-import androidx.compose.foundation.lazy.LazyColumn
-import androidx.compose.foundation.lazy.items
-import androidx.compose.material3.Button
-import androidx.compose.material3.LinearProgressIndicator
 import androidx.compose.material3.MaterialTheme
-import androidx.compose.material3.OutlinedTextField
-import androidx.compose.material3.Tab
-import androidx.compose.material3.TabRow
-import androidx.compose.material3.Text
-import androidx.compose.runtime.Composable
-import androidx.compose.runtime.getValue
-import androidx.compose.runtime.mutableIntStateOf
-import androidx.compose.runtime.mutableStateOf
-import androidx.compose.runtime.remember
-import androidx.compose.runtime.saveable.rememberSaveable
-import androidx.compose.runtime.setValue
 import androidx.compose.ui.Modifier
-import androidx.compose.ui.unit.dp
-import dev.edgeweld.Role
+import androidx.lifecycle.AndroidViewModel
+import androidx.lifecycle.viewModelScope
+
+/** Keeps the model when the screen turns. */
+class ModelHolder(app: Application) : AndroidViewModel(app) {
+    val model = ChatModel(app.filesDir, app.noBackupFilesDir.resolve("packs"), viewModelScope)
+
+    override fun onCleared() = model.close()
+}
 
 class MainActivity : ComponentActivity() {
-    private val model: ChatModel by viewModels()
+    private val holder: ModelHolder by viewModels()
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
-        setContent { MaterialTheme { Screens(model) } }
-    }
-}
-
-@Composable
-private fun Screens(model: ChatModel) {
-    var screen by rememberSaveable { mutableIntStateOf(0) }
-    Column(Modifier.fillMaxSize().safeDrawingPadding()) {
-        TabRow(screen) {
-            listOf("Set up", "Chat", "Compare").forEachIndexed { index, title ->
-                Tab(screen == index, onClick = { screen = index }, text = { Text(title) })
+        setContent {
+            val picker = rememberLauncherForActivityResult(OpenDocument()) { document ->
+                document?.let { holder.model.loadModel { contentResolver.openInputStream(it) } }
             }
-        }
-        Column(Modifier.padding(16.dp), Arrangement.spacedBy(8.dp)) {
-            Text(model.status, style = MaterialTheme.typography.bodySmall)
-            model.progress?.let { LinearProgressIndicator({ it }, Modifier.fillMaxWidth()) }
-            when (screen) {
-                0 -> SetUp(model)
-                1 -> Chat(model)
-                else -> Compare(model)
-            }
-        }
-    }
-}
-
-@Composable
-private fun SetUp(model: ChatModel) {
-    val picker = rememberLauncherForActivityResult(OpenDocument()) { document -> document?.let(model::loadModel) }
-    var url by rememberSaveable { mutableStateOf("") }
-    var key by rememberSaveable { mutableStateOf("") }
-    Button(onClick = { picker.launch(arrayOf("*/*")) }) { Text("Choose a model") }
-    OutlinedTextField(model.systemPrompt, { model.systemPrompt = it }, Modifier.fillMaxWidth(), label = { Text("System prompt") })
-    OutlinedTextField(url, { url = it }, Modifier.fillMaxWidth(), label = { Text("Pack URL") })
-    OutlinedTextField(key, { key = it }, Modifier.fillMaxWidth(), label = { Text("Trusted key (ed25519:…)") })
-    Row(horizontalArrangement = Arrangement.spacedBy(8.dp)) {
-        Button(onClick = { model.loadPack(url, key) }, enabled = model.isReady) { Text("Download and merge") }
-        Button(onClick = { model.removePack() }, enabled = model.isReady) { Text("Remove") }
-    }
-}
-
-@Composable
-private fun Chat(model: ChatModel) {
-    var text by remember { mutableStateOf("") }
-    LazyColumn(verticalArrangement = Arrangement.spacedBy(8.dp)) {
-        items(model.messages) { message ->
-            val weight = if (message.role == Role.USER) MaterialTheme.typography.labelLarge else MaterialTheme.typography.bodyMedium
-            Text(message.content, style = weight)
-        }
-        item {
-            OutlinedTextField(text, { text = it }, Modifier.fillMaxWidth(), label = { Text("Message") })
-            Row(horizontalArrangement = Arrangement.spacedBy(8.dp)) {
-                Button(
-                    onClick = {
-                        model.send(text)
-                        text = ""
-                    },
-                    enabled = model.isReady && !model.isAnswering && text.isNotBlank(),
-                ) { Text("Send") }
-                Button(onClick = model::stop, enabled = model.isAnswering) { Text("Stop") }
-            }
-        }
-    }
-}
-
-/** Each turn's tokens, time to first token and memory, with the prompt and with the pack. */
-@Composable
-private fun Compare(model: ChatModel) {
-    LazyColumn(verticalArrangement = Arrangement.spacedBy(4.dp)) {
-        items(model.measured) { row ->
-            Text("${row.label}: ${row.promptTokens} tokens, first token after ${row.firstTokenMs.toInt()} ms, memory ${row.cacheBytes / 1024u} KB")
+            MaterialTheme { Screens(holder.model, { picker.launch(arrayOf("*/*")) }, Modifier.safeDrawingPadding()) }
         }
     }
 }
