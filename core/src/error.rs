@@ -88,6 +88,13 @@ pub enum Error {
         reason: crate::model::GraphDefect,
     },
 
+    /// The model's graph, made by another program, has no inputs for the pack's pairs.
+    #[error("the pack needs the graph input {input}, which this model does not have")]
+    PackNeedsInput {
+        /// The first input that is missing.
+        input: String,
+    },
+
     // --- model file ---
     /// No file of the folder fits a model's name, and it is no path of a file either.
     #[error("no model file fits {model:?} in {folder}, and it is not the path of a file")]

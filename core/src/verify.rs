@@ -3,6 +3,8 @@
 //! Checks run from cheap and safe to expensive and exposed: size, signature, payload digest, bounded
 //! decompression, strict parsing, and last the match with the loaded model.
 
+use std::sync::Arc;
+
 use crate::lora::LoraSet;
 use crate::pack::{self, Content, ExpertPool, Gates, Manifest, ModelIdentity, PackDefect, PublicKey, RawPack};
 use crate::{Digest, Error, Result};
@@ -54,7 +56,7 @@ pub struct VerifiedPack {
     manifest: Manifest,
     digest: Digest,
     signer: Option<PublicKey>,
-    lora: LoraSet,
+    lora: Arc<LoraSet>,
     gates: Option<Gates>,
 }
 
@@ -76,6 +78,11 @@ impl VerifiedPack {
 
     /// The LoRA of every layer; a gates pack's is already mixed from its pool.
     pub fn lora(&self) -> &LoraSet {
+        &self.lora
+    }
+
+    /// The same, for a backend that reads the pairs where they are.
+    pub(crate) fn shared_lora(&self) -> &Arc<LoraSet> {
         &self.lora
     }
 
@@ -178,7 +185,7 @@ pub fn verify(
         (None, Some(gates)) => expand(gates, &manifest, pool)?,
         (None, None) => unreachable!("a payload is a LoRA or gates"),
     };
-    Ok(VerifiedPack { digest: raw.digest(), manifest, signer, lora, gates })
+    Ok(VerifiedPack { digest: raw.digest(), manifest, signer, lora: Arc::new(lora), gates })
 }
 
 /// Checks an expert pool against the device's trust and the loaded model.

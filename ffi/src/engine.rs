@@ -117,14 +117,14 @@ impl Engine {
 
     /// What the model is. The first call reads the whole file once, to digest it.
     pub fn info(&self) -> Result<ModelInfo, SdkError> {
-        let (identity, config) = (self.inner.identity(), self.inner.config());
+        let (identity, shape) = (self.inner.identity(), self.inner.shape());
         Ok(ModelInfo {
             architecture: identity.architecture.clone(),
             quantization: identity.quantization.clone(),
             base_digest: identity.base.to_string(),
             tokenizer_digest: identity.tokenizer.to_string(),
-            layer_count: config.layer_count() as u32,
-            vocab_size: config.vocab_size as u32,
+            layer_count: shape.layer_count as u32,
+            vocab_size: shape.vocab_size as u32,
             context_length: self.inner.context_length() as u32,
         })
     }

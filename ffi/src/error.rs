@@ -155,6 +155,7 @@ impl From<Error> for SdkError {
                 refused(PackRefusal::OtherModel, Some(expected), Some(actual), reason)
             }
             Error::TargetMissing { target } => refused(PackRefusal::OtherModel, None, Some(target), reason),
+            Error::PackNeedsInput { input } => refused(PackRefusal::OtherModel, None, Some(input), reason),
             Error::TooLarge { actual_bytes, limit_bytes } => {
                 let (expected, actual) = (Some(limit_bytes.to_string()), Some(actual_bytes.to_string()));
                 refused(PackRefusal::TooLarge, expected, actual, reason)

@@ -25,6 +25,8 @@ class Model:
         shape = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
         names = [f"past_key_values.{layer}.{kind}" for layer in range(decoder["num_hidden_layers"]) for kind in ("key", "value")]
         self.empty = {name: np.zeros(shape, np.float32) for name in names}
+        # Inputs of every run, such as a pack's pairs.
+        self.always = {}
 
     def greedy(self, ids, count):
         cache, pending, total, said = dict(self.empty), list(ids), 0, []
@@ -34,6 +36,7 @@ class Model:
                 "input_ids": np.array([pending], np.int64),
                 "attention_mask": np.ones((1, total), np.int64),
                 **cache,
+                **self.always,
             }
             results = dict(zip(self.outputs, self.session.run(None, feeds)))
             cache = {name: results[name.replace("past_key_values", "present")] for name in cache}

@@ -61,7 +61,7 @@ fn write(lora: &LoraSet, model: ModelIdentity, key: &SecretKey) -> Result<Vec<u8
 
 /// Pairs of reproducible noise for every target.
 fn lora(engine: &Engine) -> LoraSet {
-    let config = engine.config();
+    let config = engine.config().expect("a GGUF model");
     let (hidden, ffn) = (config.hidden_size, config.ffn_size);
     let mut state = 1_u64;
     let mut random = |rows: usize, cols: usize| {

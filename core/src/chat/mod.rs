@@ -6,6 +6,7 @@
 
 mod built_in;
 mod examples;
+mod folder;
 mod guard;
 mod jinja;
 mod json;
@@ -84,7 +85,11 @@ impl ChatTemplate {
         let name = |key| Ok::<_, Error>(metadata.opt_str(key)?.unwrap_or_default());
         let name = format!("{} {}", name("general.name")?, name("general.finetune")?);
         let built_in = BuiltIn::for_model(tokenizer, &name);
-        log::info!("the model file has no chat template; using the built-in {built_in:?}");
+        Self::built_in(built_in)
+    }
+
+    fn built_in(built_in: BuiltIn) -> Result<Self> {
+        log::info!("the model has no chat template; using the built-in {built_in:?}");
         let mut template = Self::new(built_in.source())?;
         template.built_in = Some(built_in);
         Ok(template)

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::engine::LoadOptions;
-use super::model::Model;
+use super::model::{FromFile, Model};
 use crate::gguf::GgufFile;
 #[cfg(feature = "onnx")]
 use crate::model::Onnx;
@@ -25,26 +25,9 @@ pub enum Device {
         /// The GPU's number, from 0.
         index: usize,
     },
-    /// ONNX Runtime (feature `onnx`), on a folder that `export_onnx` wrote; `LoadOptions::onnx` says how.
+    /// ONNX Runtime (feature `onnx`), on a folder that `export_onnx` wrote, or one of onnxruntime-genai's that another program
+    /// made; `LoadOptions::onnx` says how.
     Onnx,
-}
-
-/// A model on its device.
-pub(super) struct Loaded {
-    pub(super) model: Box<dyn Model>,
-    /// The same model, for what only ONNX Runtime has.
-    #[cfg(feature = "onnx")]
-    pub(super) onnx: Option<Arc<Decoder<Onnx>>>,
-}
-
-impl From<Box<dyn Model>> for Loaded {
-    fn from(model: Box<dyn Model>) -> Self {
-        Self {
-            model,
-            #[cfg(feature = "onnx")]
-            onnx: None,
-        }
-    }
 }
 
 impl Device {
@@ -66,7 +49,7 @@ impl Device {
         file: &GgufFile,
         options: &LoadOptions,
         progress: LoadProgress<'_>,
-    ) -> Result<Loaded> {
+    ) -> Result<Box<dyn Model>> {
         let (threads, cancel) = (options.threads, &options.cancel);
         #[cfg(feature = "candle")]
         use crate::model::{Candle, Device as CandleDevice};
@@ -79,9 +62,8 @@ impl Device {
         };
         #[cfg(feature = "candle")]
         if let Some(device) = candle {
-            let backend = Arc::new(Candle::new(device)?);
-            let model: Box<dyn Model> = Box::new(Arc::new(Decoder::load(file, backend, cancel, progress)?));
-            return Ok(model.into());
+            let decoder = Decoder::load(file, Arc::new(Candle::new(device)?), cancel, progress)?;
+            return Ok(Box::new(FromFile { decoder: Arc::new(decoder), file: file.clone() }));
         }
         #[cfg(feature = "onnx")]
         if self == Self::Onnx {
@@ -91,7 +73,7 @@ impl Device {
             decoder.config.context_length = decoder.config.context_length.min(longest);
             let decoder = Arc::new(decoder);
             backend.prepare(&decoder)?;
-            return Ok(Loaded { model: Box::new(decoder.clone()), onnx: Some(decoder) });
+            return Ok(Box::new(FromFile { decoder, file: file.clone() }));
         }
         let _ = path;
         if self != Self::Cpu {
@@ -99,8 +81,7 @@ impl Device {
             let reason = format!("built without feature `{feature}`");
             return Err(Error::DeviceUnavailable { device: self.name(), reason });
         }
-        let backend = Arc::new(Cpu::new(&CpuOptions { threads })?);
-        let model: Box<dyn Model> = Box::new(Arc::new(Decoder::load(file, backend, cancel, progress)?));
-        Ok(model.into())
+        let decoder = Decoder::load(file, Arc::new(Cpu::new(&CpuOptions { threads })?), cancel, progress)?;
+        Ok(Box::new(FromFile { decoder: Arc::new(decoder), file: file.clone() }))
     }
 }

@@ -3,14 +3,11 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use super::device::Device;
 use super::model::Model;
+use super::open::{self, Opened};
 use super::session::Session;
 use super::specialize::MergedPack;
 use crate::chat::ChatTemplate;
-use crate::gguf::GgufFile;
-use crate::merge::SavedPack;
-use crate::model::{Config, OnnxOptions, ProviderOutcome, Runner};
-#[cfg(feature = "onnx")]
-use crate::model::{Decoder, Onnx};
+use crate::model::{Config, ModelShape, OnnxOptions, ProviderOutcome, Runner};
 use crate::pack::ModelIdentity;
 #[cfg(feature = "constrain")]
 use crate::sample::{Constraint, ConstraintCompiler, ConstraintState};
@@ -26,7 +23,7 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Context of a session in tokens; `None` takes the model's own, up to 4,096.
     pub context_length: Option<usize>,
-    /// A Hugging Face `tokenizer.json` to use instead of the file's own tokenizer.
+    /// A Hugging Face `tokenizer.json` to use instead of the model's own tokenizer.
     pub tokenizer_json: Option<PathBuf>,
     /// How [`Device::Onnx`] is used.
     pub onnx: OnnxOptions,
@@ -36,18 +33,13 @@ pub struct LoadOptions {
 
 /// Longest context that is taken without being asked for, in tokens: its KV cache is memory of the app.
 const DEFAULT_CONTEXT_MAX: usize = 4_096;
-/// The model file in a folder.
-const MODEL_FILE: &str = "model.gguf";
 
 /// A loaded model, ready for any number of sessions. Clones share it; it may be used from any thread.
 #[derive(Clone)]
 pub struct Engine(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
-    pub(super) file: GgufFile,
     pub(super) model: Box<dyn Model>,
-    #[cfg(feature = "onnx")]
-    onnx: Option<Arc<Decoder<Onnx>>>,
     /// The pack in the model; sessions look here at each turn.
     pub(super) pack: RwLock<Option<Arc<MergedPack>>>,
     pub(super) tokenizer: Tokenizer,
@@ -60,12 +52,14 @@ pub(super) struct Inner {
 }
 
 impl Engine {
-    /// Loads the GGUF file at `path`, or the folder that `export_onnx` wrote.
+    /// Loads the GGUF file at `path`; the folder that `export_onnx` wrote; or, on [`Device::Onnx`], a folder of
+    /// onnxruntime-genai (`genai_config.json`, graph, `tokenizer.json`) as it is.
     ///
     /// # Errors
     /// Of [`Device::Onnx`], [`Error::LibraryMissing`], [`Error::LibraryTooOld`] and [`Error::InvalidGraph`];
-    /// [`Error::Io`]; the errors of [`GgufFile::open`], [`Decoder::load`](crate::model::Decoder::load) and the tokenizer;
-    /// [`Error::InvalidOption`]; [`Error::Cancelled`].
+    /// [`Error::Io`]; the errors of [`GgufFile::open`](crate::gguf::GgufFile::open),
+    /// [`Decoder::load`](crate::model::Decoder::load), the tokenizer and the chat template; [`Error::InvalidOption`];
+    /// [`Error::Cancelled`].
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         Self::load_with_progress(path, options, &mut |_, _| {})
     }
@@ -79,34 +73,20 @@ impl Engine {
         options: &LoadOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        let path = path.as_ref();
-        // An exported folder holds the model file it was made from.
-        let file = GgufFile::open(if path.is_dir() { path.join(MODEL_FILE) } else { path.to_owned() })?;
-        let loaded = options.device.load(path, &file, options, progress)?;
-        let model = loaded.model;
-        let tokenizer = match &options.tokenizer_json {
-            Some(path) => Tokenizer::from_json(path)?,
-            None => Tokenizer::from_gguf(file.metadata())?,
-        };
-        if tokenizer.vocab_size() > model.config().vocab_size {
-            let reason = format!("{} tokens, the model has {}", tokenizer.vocab_size(), model.config().vocab_size);
+        let Opened { model, tokenizer, template, pack } = open::open(path.as_ref(), options, progress)?;
+        let ModelShape { vocab_size, context_length: longest, .. } = model.shape();
+        if tokenizer.vocab_size() > vocab_size {
+            let reason = format!("{} tokens, the model has {vocab_size}", tokenizer.vocab_size());
             return Err(Error::InvalidTokenizer { reason });
         }
-        let template = ChatTemplate::from_gguf(file.metadata(), &tokenizer)?;
-        let trained = model.config().context_length;
-        let context_length = options.context_length.unwrap_or(trained.min(DEFAULT_CONTEXT_MAX));
-        if !(1..=trained).contains(&context_length) {
-            let reason = format!("{context_length} is not between 1 and the model's {trained}");
+        let context_length = options.context_length.unwrap_or(longest.min(DEFAULT_CONTEXT_MAX));
+        if !(1..=longest).contains(&context_length) {
+            let reason = format!("{context_length} is not between 1 and the model's {longest}");
             return Err(Error::InvalidOption { option: "context_length", reason });
         }
-        let pack = SavedPack::read(file.metadata())?;
-        let pack = pack.map(|(saved, mode)| Arc::new(MergedPack::from_saved(saved, mode)));
         Ok(Self(Arc::new(Inner {
-            file,
             model,
-            #[cfg(feature = "onnx")]
-            onnx: loaded.onnx,
-            pack: RwLock::new(pack),
+            pack: RwLock::new(pack.map(Arc::new)),
             tokenizer,
             template,
             device: options.device,
@@ -153,19 +133,21 @@ impl Engine {
         Ok(())
     }
 
-    /// What the model is: layers, sizes, attention.
-    pub fn config(&self) -> &Config {
+    /// Layers, vocabulary and longest context of the model.
+    pub fn shape(&self) -> ModelShape {
+        self.0.model.shape()
+    }
+
+    /// What the model is in full: sizes, attention, rotation. `None` of a graph that another program made: what it computes
+    /// is not known.
+    pub fn config(&self) -> Option<&Config> {
         self.0.model.config()
     }
 
     /// What became of each preferred execution provider of ONNX Runtime, in the order of preference; empty on other
     /// devices.
     pub fn providers(&self) -> Vec<ProviderOutcome> {
-        #[cfg(feature = "onnx")]
-        if let Some(decoder) = &self.0.onnx {
-            return decoder.backend.providers(decoder);
-        }
-        Vec::new()
+        self.0.model.providers()
     }
 
     /// The model's tokenizer.
@@ -185,9 +167,7 @@ impl Engine {
 
     /// What a pack or saved prefix must match. The first call reads the whole file once to digest it.
     pub fn identity(&self) -> &ModelIdentity {
-        self.0.identity.get_or_init(|| {
-            ModelIdentity::of(&self.0.file, &self.0.tokenizer).expect("a loaded model has an architecture and an FFN")
-        })
+        self.0.identity.get_or_init(|| self.0.model.identity(&self.0.tokenizer, &self.0.template))
     }
 
     /// Compiles a constraint; the tokenizer's trie is built once, at the first.

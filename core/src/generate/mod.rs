@@ -19,7 +19,10 @@ mod arm;
 mod choose;
 mod device;
 mod engine;
+#[cfg(feature = "onnx")]
+mod genai;
 mod model;
+mod open;
 mod options;
 mod prefix;
 mod session;

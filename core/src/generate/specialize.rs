@@ -102,7 +102,7 @@ impl Engine {
             prompt: manifest.prompt.as_ref().map(|prompt| prompt.digest),
             residual_prompt: manifest.residual_prompt.as_ref().map(|residual| residual.text.clone()),
         };
-        self.merge_lora(pack.lora(), saved, options, cancel, progress)
+        self.merge_lora(pack.shared_lora(), saved, options, cancel, progress)
     }
 
     /// As [`merge`](Self::merge), for several packs at once.
@@ -124,12 +124,12 @@ impl Engine {
             prompt: combination.prompt.map(|prompt| Digest::of(prompt.as_bytes())),
             residual_prompt: combination.residual_prompt(),
         };
-        self.merge_lora(&combination.lora()?, saved, options, cancel, progress)
+        self.merge_lora(&Arc::new(combination.lora()?), saved, options, cancel, progress)
     }
 
     fn merge_lora(
         &self,
-        lora: &LoraSet,
+        lora: &Arc<LoraSet>,
         saved: SavedPack,
         options: &MergeOptions,
         cancel: &CancelToken,
@@ -139,7 +139,7 @@ impl Engine {
         // A side path needs no proof, and a swap shall not wait for the tokenizer.
         let texts: &[&str] = if options.mode == MergeMode::SidePath { &[] } else { &PROBE_TEXTS };
         let probes: Vec<_> = texts.iter().map(|text| self.tokenizer().encode(text, plain)).collect::<Result<_>>()?;
-        let (model, report) = self.0.model.merge(&self.0.file, lora, &probes, options, cancel, progress)?;
+        let (model, report) = self.0.model.merge(lora, &probes, options, cancel, progress)?;
         let SavedPack { digest, prompt, residual_prompt } = saved;
         let (mode, engine) = (model.mode(), Arc::downgrade(&self.0));
         let (report_kept, model) = (Some(report.clone()), Some(model));
@@ -195,7 +195,7 @@ impl Engine {
         };
         let saved =
             SavedPack { digest: pack.digest, prompt: pack.prompt, residual_prompt: pack.residual_prompt.clone() };
-        model.save(&self.0.file, &saved, path.as_ref(), cancel)
+        model.save(&saved, path.as_ref(), cancel)
     }
 
     fn set_pack(&self, pack: Option<Arc<MergedPack>>) {

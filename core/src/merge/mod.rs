@@ -20,4 +20,6 @@ pub use proof::PROBE_TEXTS;
 pub use report::{Attempt, MergeReport, ProbeReport, Refusal, TensorReport};
 pub use requantize::{MergedTensor, Requantized, requantize_unverified};
 pub use save::{BASE_KEY, MODE_KEY, PACK_KEY, PROMPT_KEY, RESIDUAL_PROMPT_KEY, SavedPack, save_merged};
+#[cfg(feature = "onnx")]
+pub(crate) use specialize::side_path_report;
 pub use specialize::{MergeProgress, MergeStage, Specialization, merge, merge_unverified, with_weights};

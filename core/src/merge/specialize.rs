@@ -52,7 +52,7 @@ pub fn merge<B: Backend>(
     cancel: &CancelToken,
     progress: MergeProgress<'_>,
 ) -> Result<(Specialization<B>, MergeReport)> {
-    merge_unverified(base, file, pack.lora(), probes, options, cancel, progress)
+    merge_unverified(base, file, pack.shared_lora(), probes, options, cancel, progress)
 }
 
 /// [`merge`] for a LoRA that no signature vouches for: tools and tests that made it themselves.
@@ -62,7 +62,7 @@ pub fn merge<B: Backend>(
 pub fn merge_unverified<B: Backend>(
     base: &Arc<Decoder<B>>,
     file: &GgufFile,
-    lora: &LoraSet,
+    lora: &Arc<LoraSet>,
     probes: &[Vec<u32>],
     options: &MergeOptions,
     cancel: &CancelToken,
@@ -75,8 +75,7 @@ pub fn merge_unverified<B: Backend>(
     }
     // Checks every shape, whatever the mode.
     sources(file, lora, None)?;
-    let side_path: Arc<[B::Lora]> =
-        lora.layers.iter().map(|layer| base.backend.lora(layer, lora.scale)).collect::<Result<_>>()?;
+    let side_path = base.backend.side_path(lora)?;
 
     let modes: &[MergeMode] = match options.mode {
         MergeMode::SidePath => &[],
@@ -202,6 +201,12 @@ fn refused(refusal: Refusal) -> Error {
         }
         refusal => Error::MergeRefused { refusal },
     }
+}
+
+/// The report of a side path that nothing was tried before.
+#[cfg(feature = "onnx")]
+pub(crate) fn side_path_report(options: &MergeOptions, lora: &LoraSet, start: Instant) -> MergeReport {
+    report(options, MergeMode::SidePath, Vec::new(), lora, start)
 }
 
 fn report(

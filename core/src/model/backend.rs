@@ -1,11 +1,13 @@
+use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::answer::{Answer, HiddenAnswer};
 use super::config::{Activation, AttentionParams};
 use super::decoder::Decoder;
+use super::onnx_options::ProviderOutcome;
 use super::runner::{DecoderRunner, Runner};
-use crate::lora::LayerLora;
+use crate::lora::{LayerLora, LoraSet};
 use crate::quant::QMatrix;
 use crate::{CancelToken, Result};
 
@@ -34,6 +36,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// Prepares one layer's side path: `y += scale · b·(a·x)` for each target that has a pair.
     fn lora(&self, layer: &LayerLora, scale: f32) -> Result<Self::Lora>;
+
+    /// The side path of every layer. A backend may read the pairs where they are.
+    fn side_path(&self, lora: &Arc<LoraSet>) -> Result<Arc<[Self::Lora]>> {
+        lora.layers.iter().map(|layer| self.lora(layer, lora.scale)).collect()
+    }
 
     /// An empty sequence for up to `capacity` tokens.
     fn sequence(&self, layers: &[AttentionParams], capacity: usize) -> Result<Self::Sequence>;
@@ -102,6 +109,22 @@ pub trait Backend: Sized + Send + Sync + 'static {
         lora: Option<Arc<[Self::Lora]>>,
     ) -> Result<Box<dyn Runner>> {
         Ok(Box::new(DecoderRunner::new(decoder.clone(), capacity, lora)?))
+    }
+
+    /// Makes a runner of the same base go on as `decoder` with the side path `lora`, empty; `false` if it is of another kind.
+    fn put_into(decoder: &Arc<Decoder<Self>>, lora: Option<Arc<[Self::Lora]>>, runner: &mut dyn Runner) -> bool {
+        match (runner as &mut dyn Any).downcast_mut::<DecoderRunner<Self>>() {
+            Some(runner) if Arc::ptr_eq(&runner.decoder().backend, &decoder.backend) => {
+                runner.change_model(decoder.clone(), lora);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What became of each preferred execution provider, of a backend that has any.
+    fn providers(_: &Arc<Decoder<Self>>) -> Vec<ProviderOutcome> {
+        Vec::new()
     }
 
     /// What `decoder` answers to every token of `ids`, read a few rows at a time.

@@ -79,4 +79,21 @@ impl Config {
     pub fn layer_count(&self) -> usize {
         self.attention.len()
     }
+
+    /// What every model has, whatever computes it.
+    pub fn shape(&self) -> ModelShape {
+        let (layer_count, vocab_size) = (self.layer_count(), self.vocab_size);
+        ModelShape { layer_count, vocab_size, context_length: self.context_length }
+    }
+}
+
+/// Sizes of a model that are known whatever it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelShape {
+    /// Decoder layers.
+    pub layer_count: usize,
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Longest context, in tokens.
+    pub context_length: usize,
 }

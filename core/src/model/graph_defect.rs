@@ -24,6 +24,28 @@ pub enum GraphDefect {
         /// Its name.
         name: String,
     },
+    /// The graph has an input without a default that nothing is known to give.
+    #[error("input {name}: what it should be given is not known")]
+    UnknownInput {
+        /// Its name.
+        name: String,
+    },
+    /// An input or output has an element type that is not supported in its place.
+    #[error("{name} has element type {element} of ONNX, which is not supported there")]
+    UnsupportedType {
+        /// Its name.
+        name: String,
+        /// ONNX's number of the type.
+        element: i32,
+    },
+    /// An input or output has a shape that is not supported in its place.
+    #[error("{name} {reason}")]
+    WrongShape {
+        /// Its name.
+        name: String,
+        /// What it is and what it should be.
+        reason: String,
+    },
     /// The graph lacks an output.
     #[error("missing output {name}")]
     MissingOutput {

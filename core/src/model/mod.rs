@@ -22,7 +22,7 @@ pub use answer::Answer;
 pub use backend::{Backend, Sequence};
 #[cfg(feature = "candle")]
 pub use candle::{Candle, CandleLora, CandleMatrix, CandleSequence, Device};
-pub use config::{Activation, AttentionParams, Config, Rope};
+pub use config::{Activation, AttentionParams, Config, ModelShape, Rope};
 pub use cpu::{Cpu, CpuLora, CpuOptions, CpuSequence};
 pub use decoder::{Decoder, Layer, Linear};
 pub use family::Family;
@@ -30,6 +30,6 @@ pub use find::{find_file, name_fits};
 pub use graph_defect::GraphDefect;
 pub use load::LoadProgress;
 #[cfg(feature = "onnx")]
-pub use onnx::{Activations, ExportOptions, Exported, Onnx, OnnxLora, Positions, Value, export_onnx};
+pub use onnx::{Activations, ExportOptions, Exported, GenaiModel, Onnx, OnnxLora, Positions, Value, export_onnx};
 pub use onnx_options::{OnnxOptions, Provider, ProviderOutcome};
 pub use runner::{DecoderRunner, LogitRows, Runner};

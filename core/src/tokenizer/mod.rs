@@ -135,6 +135,30 @@ impl Tokenizer {
         })
     }
 
+    /// With the special tokens that a file beside the tokenizer's own names: they go before what was guessed.
+    ///
+    /// # Errors
+    /// [`Error::InvalidTokenizer`] if one is not in the vocabulary.
+    #[cfg(feature = "onnx")]
+    pub(crate) fn with_special_ids(mut self, bos: Option<u32>, ends: &[u32], padding: Option<u32>) -> Result<Self> {
+        let named = bos.iter().chain(ends).chain(&padding);
+        if let Some(id) = named.copied().find(|id| *id as usize >= self.vocabulary.len()) {
+            return Err(invalid(format!("special token {id} is not in the vocabulary of {}", self.vocabulary.len())));
+        }
+        // What a text begins or ends with is the tokenizer's own matter.
+        if !self.add_bos {
+            self.special_ids.bos = bos.or(self.special_ids.bos);
+        }
+        if !self.add_eos {
+            self.special_ids.eos = ends.first().copied().or(self.special_ids.eos);
+        }
+        self.special_ids.padding = padding.or(self.special_ids.padding);
+        self.end_ids.extend(ends);
+        self.end_ids.sort_unstable();
+        self.end_ids.dedup();
+        Ok(self)
+    }
+
     /// Token ids of `text`. An empty text has no tokens but the BOS and EOS that the options add.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The ONNX Runtime backend: every family against `transformers`, the sessions and packs of the other backends, and
 //! what is refused. `EDGEWELD_ONNXRUNTIME` names the shared library; `cargo xtask test` sets it.
 
+mod genai;
 #[path = "../suite/golden.rs"]
 mod golden;
 #[path = "../models/mod.rs"]

@@ -44,7 +44,7 @@ fn check(model: &str, golden: &str) {
     let golden: Golden = serde_json::from_str(golden).unwrap();
     let cancel = CancelToken::new();
     let engine = load(&models::path(model), LoadOptions { context_length: Some(2048), ..Default::default() });
-    let vocab = engine.config().vocab_size;
+    let vocab = engine.shape().vocab_size;
     let mut runner = engine.runner().unwrap();
     for case in &golden.cases {
         let title: String = case.text.chars().take(40).collect();

@@ -26,7 +26,7 @@ fn engine() -> Engine {
 
 /// Random pairs for every target with values up to `size`.
 fn lora(engine: &Engine, seed: u64, size: f32) -> LoraSet {
-    let config = engine.config();
+    let config = engine.config().expect("a GGUF model");
     let (hidden, ffn) = (config.hidden_size, config.ffn_size);
     let mut state = seed;
     let mut random = |rows: usize, cols: usize| {
@@ -74,7 +74,7 @@ fn verified(engine: &Engine, lora: &LoraSet, residual: Option<&str>) -> Verified
 
 /// Two experts for every target, their signed pool, and packs of it with the given gates in every layer.
 fn gates_packs(engine: &Engine, gates: &[[f32; 2]]) -> (VerifiedPool, Vec<VerifiedPack>) {
-    let (config, identity) = (engine.config(), engine.identity().clone());
+    let (config, identity) = (engine.config().expect("a GGUF model"), engine.identity().clone());
     let (hidden, ffn) = (config.hidden_size, config.ffn_size);
     let experts = [lora(engine, 1, 0.15), lora(engine, 2, 0.15)];
     let pair = |target: fn(&LayerLora) -> &Option<LoraPair>, input: usize, out: usize| {

@@ -23,7 +23,7 @@ pub(super) fn answer(
     ids: &[u32],
     cancel: &CancelToken,
 ) -> Result<Box<dyn Answer>> {
-    let threads = Some(decoder.backend.sessions()?.threads);
+    let threads = Some(decoder.backend.sessions()?.threads());
     let cpu = Arc::new(Cpu::new(&CpuOptions { threads })?);
     let lora =
         lora.map(|lora| lora.iter().map(|layer| cpu.lora(&pairs(layer), 1.0)).collect::<Result<Arc<[CpuLora]>>>());

@@ -103,23 +103,27 @@ struct DataFile<'a> {
     file: &'a mut BufWriter<File>,
     end: u64,
     /// Offset and length of what is written, so that an embedding table that is the head too is written once.
-    weights: HashMap<(*const u8, Part), (u64, u64)>,
+    weights: HashMap<(Vec<*const u8>, Part), (u64, u64)>,
 }
 
 impl DataFile<'_> {
     fn append(&mut self, initializer: &Initializer) -> io::Result<Tensor> {
         let key = match &initializer.data {
-            Data::Weight(matrix, part) => Some((matrix.bytes().as_ptr(), *part)),
+            Data::Weight(matrices, part) => {
+                Some((matrices.iter().map(|matrix| matrix.bytes().as_ptr()).collect(), *part))
+            }
             _ => None,
         };
-        let (offset, length) = match key.and_then(|key| self.weights.get(&key)) {
+        let (offset, length) = match key.as_ref().and_then(|key| self.weights.get(key)) {
             Some(place) => *place,
             None => {
                 let offset = self.end.next_multiple_of(ALIGNMENT);
                 self.file.write_all(&vec![0; (offset - self.end) as usize])?;
                 let mut counted = Counted { file: &mut *self.file, count: 0 };
                 match &initializer.data {
-                    Data::Weight(matrix, part) => weight::write(matrix, *part, &mut counted)?,
+                    Data::Weight(matrices, part) => {
+                        matrices.iter().try_for_each(|matrix| weight::write(matrix, *part, &mut counted))?;
+                    }
                     Data::External(bytes) | Data::Inline(bytes) => counted.write_all(bytes)?,
                 }
                 let length = counted.count;

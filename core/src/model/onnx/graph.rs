@@ -24,6 +24,10 @@ pub(super) struct Graph {
     names: HashMap<String, usize>,
     /// Sums nobody has read yet, so that a norm that follows can take both operands.
     sums: HashMap<String, [String; 2]>,
+    /// Parts of packed values that nobody has read yet, by name, with the packed value's name.
+    parts: HashMap<String, String>,
+    /// Names and widths of each packed value's parts, in order.
+    packed: HashMap<String, Vec<(String, usize)>>,
     /// Sums over groups of a value, by value and group.
     group_sums: HashMap<(String, usize), String>,
     /// Values as two 8-bit terms, by value and group.
@@ -49,8 +53,8 @@ pub(super) enum Data {
     Inline(Vec<u8>),
     /// Kept beside the graph.
     External(Vec<u8>),
-    /// One operand of a weight, kept beside the graph.
-    Weight(QMatrix, Part),
+    /// One operand of weights that are stacked, kept beside the graph.
+    Weight(Vec<QMatrix>, Part),
 }
 
 /// An attribute's value.
@@ -101,13 +105,16 @@ impl Graph {
             if let Some([x, y]) = self.sums.remove(*input) {
                 self.node_with_outputs("Add", &[&x, &y], vec![(*input).to_owned()], &[]);
             }
+            if let Some(packed) = self.parts.get(*input).cloned() {
+                self.split(&packed);
+            }
         }
         let attribute = |(name, value): &(&str, Attr)| {
             let (f, i, r#type) = match value {
                 Attr::Int(value) => (None, Some(*value as i64), AttributeType::Int),
                 Attr::Float(value) => (Some(*value), None, AttributeType::Float),
             };
-            Attribute { name: (*name).to_owned(), f, i, r#type: r#type.into() }
+            Attribute { name: (*name).to_owned(), f, i, r#type: r#type.into(), ..Attribute::default() }
         };
         self.nodes.push(Node {
             input: inputs.iter().map(|name| (*name).to_owned()).collect(),
@@ -129,6 +136,38 @@ impl Graph {
     /// The operands of a sum that was not read yet; the caller writes a node that also gives the sum.
     pub(super) fn take_sum(&mut self, name: &str) -> Option<[String; 2]> {
         self.sums.remove(name)
+    }
+
+    /// Names for the parts of `packed` (`[batch, rows, …]`) of these widths, which are split when one is first read.
+    pub(super) fn unpack<const N: usize>(&mut self, packed: &str, parts: [(&str, usize); N]) -> [String; N] {
+        let names = parts.map(|(role, _)| self.name(role));
+        for name in &names {
+            self.parts.insert(name.clone(), packed.to_owned());
+        }
+        let widths = parts.map(|(_, width)| width);
+        self.packed.insert(packed.to_owned(), names.iter().cloned().zip(widths).collect());
+        names
+    }
+
+    /// The packed value of which `parts` are all parts, if none was read yet; the caller reads it instead.
+    pub(super) fn take_packed(&mut self, parts: &[&str]) -> Option<String> {
+        let packed = self.parts.get(parts[0])?.clone();
+        let names = self.packed.get(&packed)?;
+        if !names.iter().map(|(name, _)| &**name).eq(parts.iter().copied()) {
+            return None;
+        }
+        self.packed.remove(&packed);
+        parts.iter().for_each(|part| _ = self.parts.remove(*part));
+        Some(packed)
+    }
+
+    fn split(&mut self, packed: &str) {
+        let Some(parts) = self.packed.remove(packed) else { return };
+        parts.iter().for_each(|(name, _)| _ = self.parts.remove(name));
+        let widths: Vec<i64> = parts.iter().map(|(_, width)| *width as i64).collect();
+        let widths = self.shape(&widths);
+        let outputs = parts.into_iter().map(|(name, _)| name).collect();
+        self.node_with_outputs("Split", &[packed, &widths], outputs, &[("axis", Attr::Int(2))]);
     }
 
     /// Sums over groups of `group` values of `x`: `[…, cols / group]`.
@@ -207,11 +246,12 @@ impl Graph {
         name
     }
 
-    /// One operand of a weight.
-    pub(super) fn weight(&mut self, name: String, matrix: &QMatrix, part: Part, dims: &[usize]) -> String {
+    /// One operand of weights that are stacked.
+    pub(super) fn weight(&mut self, name: String, matrices: &[&QMatrix], part: Part, dims: &[usize]) -> String {
         let element = if part == Part::Codes { DataType::Uint8 } else { DataType::Float };
         let dims: Vec<i64> = dims.iter().map(|extent| *extent as i64).collect();
-        self.initializer(name, element, &dims, Data::Weight(matrix.clone(), part))
+        let matrices = matrices.iter().map(|matrix| (*matrix).clone()).collect();
+        self.initializer(name, element, &dims, Data::Weight(matrices, part))
     }
 
     /// A norm's weight or a bias.
@@ -234,6 +274,14 @@ impl Graph {
             self.initializer(name.clone(), DataType::Int64, &[values.len() as i64], Data::Inline(bytes));
         }
         name
+    }
+
+    /// Every matrix of the model that is in the graph.
+    pub(super) fn weights(&self) -> impl Iterator<Item = &QMatrix> {
+        self.initializers.iter().flat_map(|initializer| match &initializer.data {
+            Data::Weight(matrices, _) => &matrices[..],
+            Data::Inline(_) | Data::External(_) => &[],
+        })
     }
 
     pub(super) fn input(&mut self, name: &str, element: DataType, shape: &[Dim]) -> String {
@@ -287,6 +335,7 @@ impl Graph {
             node: self.nodes,
             input: self.inputs,
             output: self.outputs,
+            sparse_initializer: Vec::new(),
         };
         let entry = |(key, value): &(&str, String)| Entry { key: (*key).to_owned(), value: value.clone() };
         Ok(Model {
@@ -298,13 +347,14 @@ impl Graph {
                 .map(|(domain, version)| Opset { domain: domain.to_owned(), version })
                 .to_vec(),
             metadata: metadata.iter().map(entry).collect(),
+            function: Vec::new(),
         })
     }
 }
 
 /// Whether an operator is of the default domain. ONNX Runtime keeps `SimplifiedLayerNormalization` there.
 fn is_standard(op_type: &str) -> bool {
-    const STANDARD: [&str; 18] = [
+    const STANDARD: [&str; 19] = [
         "Abs",
         "Add",
         "Cast",
@@ -320,6 +370,7 @@ fn is_standard(op_type: &str) -> bool {
         "Shape",
         "SimplifiedLayerNormalization",
         "Slice",
+        "Split",
         "Sub",
         "Tanh",
         "Unsqueeze",

@@ -4,12 +4,17 @@
 //! graph. So every model family that the decoder covers is exported by it, and there is no second description of any.
 //! [`export_onnx`] writes that graph and its constants as a folder; a loaded folder's graphs (the base model's, the
 //! one with inputs for a side path, one with merged weights) are recorded when they are first needed, over the
-//! folder's constants. ADR 6 has the reasons, docs/onnx.md the use.
+//! folder's constants. [`GenaiModel`] runs the graph of a folder that another program made. ADR 6 has the reasons,
+//! docs/onnx.md the use.
 
 mod answer;
+mod cache;
 mod export;
 mod folder;
+mod genai;
+mod genai_config;
 mod graph;
+mod input;
 mod library;
 mod proto;
 mod provider;
@@ -18,19 +23,21 @@ mod runner;
 mod session;
 mod side_path;
 mod weight;
+mod wiring;
 
 use std::path::Path;
 use std::sync::Arc;
 
 pub use export::{ExportOptions, Exported, export_onnx};
-use folder::Folder;
+use folder::{Folder, GRAPH_FILE};
+pub use genai::GenaiModel;
 pub use record::{Positions, Value};
 use session::Sessions;
 pub use side_path::OnnxLora;
 
 use super::cpu::{THREADS_MAX, performance_cores};
 use super::decoder::Decoder;
-use super::onnx_options::{OnnxOptions, ProviderOutcome};
+use super::onnx_options::OnnxOptions;
 use crate::gguf::GgufFile;
 use crate::{Error, Result};
 
@@ -72,12 +79,8 @@ impl Onnx {
     /// # Errors
     /// [`Error::LibraryMissing`], [`Error::LibraryTooOld`]; [`Error::InvalidGraph`]; [`Error::Io`].
     pub fn open(folder: &Path, file: &GgufFile, options: &OnnxOptions, threads: Option<usize>) -> Result<Self> {
-        let threads = threads.unwrap_or_else(performance_cores);
-        if !(1..=THREADS_MAX).contains(&threads) {
-            let reason = format!("{threads} is not between 1 and {THREADS_MAX}");
-            return Err(Error::InvalidOption { option: "threads", reason });
-        }
-        let folder = Folder::open(folder)?;
+        let threads = thread_count(threads)?;
+        let folder = Folder::open(folder, GRAPH_FILE)?;
         let names = |names: [&str; 2]| names.map(str::to_owned);
         folder.check_names(&names(["input_ids", "attention_mask"]), &names(["logits", "present.0.key"]))?;
         folder.check_model(file)?;
@@ -98,11 +101,6 @@ impl Onnx {
         self.sessions.as_ref().map(|sessions| sessions.positions)
     }
 
-    /// What became of each preferred execution provider of `decoder`'s session; empty before there is one.
-    pub fn providers(&self, decoder: &Arc<Decoder<Self>>) -> Vec<ProviderOutcome> {
-        self.sessions.as_ref().and_then(|sessions| sessions.providers(decoder)).unwrap_or_default()
-    }
-
     fn recording(activations: Activations) -> Self {
         Self { sessions: None, activations }
     }
@@ -111,4 +109,14 @@ impl Onnx {
         let reason = || "a backend that only records has no sessions".to_owned();
         self.sessions.as_ref().ok_or_else(|| Error::Backend { backend: "onnx", reason: reason() })
     }
+}
+
+/// The threads that were asked for, else one per performance core.
+fn thread_count(threads: Option<usize>) -> Result<usize> {
+    let threads = threads.unwrap_or_else(performance_cores);
+    if (1..=THREADS_MAX).contains(&threads) {
+        return Ok(threads);
+    }
+    let reason = format!("{threads} is not between 1 and {THREADS_MAX}");
+    Err(Error::InvalidOption { option: "threads", reason })
 }

@@ -24,6 +24,15 @@ pub(super) struct Model {
     pub(super) opset_import: Vec<Opset>,
     #[prost(message, repeated, tag = "14")]
     pub(super) metadata: Vec<Entry>,
+    #[prost(message, repeated, tag = "25")]
+    pub(super) function: Vec<Function>,
+}
+
+/// An operator that the file defines itself.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Function {
+    #[prost(message, repeated, tag = "7")]
+    pub(super) node: Vec<Node>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -54,6 +63,16 @@ pub(super) struct Graph {
     pub(super) input: Vec<ValueInfo>,
     #[prost(message, repeated, tag = "12")]
     pub(super) output: Vec<ValueInfo>,
+    #[prost(message, repeated, tag = "15")]
+    pub(super) sparse_initializer: Vec<SparseTensor>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SparseTensor {
+    #[prost(message, optional, tag = "1")]
+    pub(super) values: Option<Tensor>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) indices: Option<Tensor>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -72,7 +91,8 @@ pub(super) struct Node {
     pub(super) domain: String,
 }
 
-/// `f` and `i` are optional in the schema too: a zero is written.
+/// `f` and `i` are optional in the schema too: a zero is written. Tensors and graphs are only read, to check where their
+/// data lies.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Attribute {
     #[prost(string, tag = "1")]
@@ -81,6 +101,18 @@ pub(super) struct Attribute {
     pub(super) f: Option<f32>,
     #[prost(int64, optional, tag = "3")]
     pub(super) i: Option<i64>,
+    #[prost(message, optional, tag = "5")]
+    pub(super) t: Option<Tensor>,
+    #[prost(message, optional, tag = "6")]
+    pub(super) g: Option<Graph>,
+    #[prost(message, repeated, tag = "10")]
+    pub(super) tensors: Vec<Tensor>,
+    #[prost(message, repeated, tag = "11")]
+    pub(super) graphs: Vec<Graph>,
+    #[prost(message, optional, tag = "22")]
+    pub(super) sparse_tensor: Option<SparseTensor>,
+    #[prost(message, repeated, tag = "23")]
+    pub(super) sparse_tensors: Vec<SparseTensor>,
     #[prost(enumeration = "AttributeType", tag = "20")]
     pub(super) r#type: i32,
 }

@@ -1,18 +1,22 @@
 //! The decoder's operators as graph nodes: one pass of the [`Decoder`] over this backend writes its graph.
 
+use std::any::Any;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::graph::{Attr, Data, Dim, Graph};
 use super::proto::DataType;
+use super::runner::OnnxRunner;
 use super::side_path::{OnnxLora, input_name};
 use super::weight::{Layout, Part, layout};
+use super::wiring::LOGIT_START;
 use super::{Activations, Onnx};
-use crate::lora::{LayerLora, Target};
+use crate::lora::{LayerLora, LoraSet, Target};
 use crate::model::answer::Answer;
 use crate::model::backend::{Backend, Sequence};
 use crate::model::config::{Activation, AttentionParams};
 use crate::model::decoder::Decoder;
+use crate::model::onnx_options::ProviderOutcome;
 use crate::model::runner::Runner;
 use crate::quant::QMatrix;
 use crate::{CancelToken, Error, Result};
@@ -60,13 +64,14 @@ impl Value {
         self.with(name)
     }
 
-    /// `W · x`
-    fn product(&self, role: &str, weight: &QMatrix) -> Self {
-        let (rows, cols) = (weight.rows(), weight.cols());
+    /// `W · x` of weights that are stacked and have one layout.
+    fn product(&self, role: &str, weights: &[&QMatrix]) -> Self {
+        let rows = weights.iter().map(|weight| weight.rows()).sum();
+        let cols = weights[0].cols();
         let mut graph = self.graph();
         let name = graph.name(role);
-        let Layout::Blocks { bits, group, has_mins } = layout(weight.block_type()) else {
-            let weight = graph.weight(format!("{name}.weight"), weight, Part::Floats, &[rows, cols]);
+        let Layout::Blocks { bits, group, has_mins } = layout(weights[0].block_type()) else {
+            let weight = graph.weight(format!("{name}.weight"), weights, Part::Floats, &[rows, cols]);
             graph.node_with_outputs(
                 "FusedMatMul",
                 &[&self.name, &weight],
@@ -77,8 +82,8 @@ impl Value {
             return self.with(name);
         };
         let groups = cols / group;
-        let codes = graph.weight(format!("{name}.codes"), weight, Part::Codes, &[rows, groups, group * bits / 8]);
-        let steps = graph.weight(format!("{name}.steps"), weight, Part::Steps, &[rows * groups]);
+        let codes = graph.weight(format!("{name}.codes"), weights, Part::Codes, &[rows, groups, group * bits / 8]);
+        let steps = graph.weight(format!("{name}.steps"), weights, Part::Steps, &[rows * groups]);
         let exact = graph.activations == Activations::Exact;
         let attributes = [
             ("K", Attr::Int(cols)),
@@ -96,7 +101,7 @@ impl Value {
         }
         if has_mins {
             let sums = graph.group_sum(&self.name, cols, group);
-            let mins = graph.weight(format!("{name}.mins"), weight, Part::Mins, &[rows, groups]);
+            let mins = graph.weight(format!("{name}.mins"), weights, Part::Mins, &[rows, groups]);
             let offset = graph.node("FusedMatMul", "offset", &[&sums, &mins], &[("transB", Attr::Int(1))]);
             let sum = graph.node("Add", "with_offset", &[&name, &offset], &[]);
             drop(graph);
@@ -104,6 +109,17 @@ impl Value {
         }
         drop(graph);
         self.with(name)
+    }
+
+    /// Products of weights that share their input: one node, split later, where all have one layout.
+    fn products<const N: usize>(&self, packed: &str, weights: [(&str, &QMatrix); N]) -> [Self; N] {
+        let layouts = weights.map(|(_, weight)| layout(weight.block_type()));
+        if N == 1 || layouts.iter().any(|layout| *layout != layouts[0]) {
+            return weights.map(|(role, weight)| self.product(role, &[weight]));
+        }
+        let packed = self.product(packed, &weights.map(|(_, weight)| weight));
+        let names = self.graph().unpack(&packed.name, weights.map(|(role, weight)| (role, weight.rows())));
+        names.map(|name| self.with(name))
     }
 
     /// `y + b·(a·x)` with the pair from the graph's inputs.
@@ -152,7 +168,7 @@ fn begin(activations: Activations) -> Graph {
     graph.input("input_ids", DataType::Int64, &[batch, sequence]);
     let mask = graph.input("attention_mask", DataType::Int64, &[batch, total]);
     // The first row whose logits are wanted.
-    graph.optional_input("logit_start", DataType::Int64, &[Dim::Fixed(1)], &[1], 0_i64.to_le_bytes().to_vec());
+    graph.optional_input(LOGIT_START, DataType::Int64, &[Dim::Fixed(1)], &[1], 0_i64.to_le_bytes().to_vec());
     let int32 = [("to", Attr::Int(DataType::Int32 as usize))];
     let (one, axis) = (graph.shape(&[1]), graph.shape(&[-1]));
     let lengths = graph.node("ReduceSum", "lengths", &[&mask, &axis], &[("keepdims", Attr::Int(0))]);
@@ -189,6 +205,10 @@ impl Backend for Onnx {
         OnnxLora::new(layer, scale)
     }
 
+    fn side_path(&self, lora: &Arc<LoraSet>) -> Result<Arc<[OnnxLora]>> {
+        OnnxLora::all(lora)
+    }
+
     fn sequence(&self, _: &[AttentionParams], capacity: usize) -> Result<Positions> {
         Ok(Positions(capacity))
     }
@@ -199,13 +219,13 @@ impl Backend for Onnx {
         let (rows, cols) = (table.rows(), table.cols());
         let mut h = match layout(table.block_type()) {
             Layout::Floats => {
-                let weight = graph.weight("embedding.weight".to_owned(), table, Part::Floats, &[rows, cols]);
+                let weight = graph.weight("embedding.weight".to_owned(), &[table], Part::Floats, &[rows, cols]);
                 graph.node("Gather", "embedding", &[&weight, "input_ids"], &[])
             }
             Layout::Blocks { bits, group, has_mins } => {
                 let groups = cols / group;
-                let codes = graph.weight("embedding.codes".to_owned(), table, Part::Codes, &[rows, cols * bits / 8]);
-                let steps = graph.weight("embedding.steps".to_owned(), table, Part::Steps, &[rows, groups]);
+                let codes = graph.weight("embedding.codes".to_owned(), &[table], Part::Codes, &[rows, cols * bits / 8]);
+                let steps = graph.weight("embedding.steps".to_owned(), &[table], Part::Steps, &[rows, groups]);
                 let attributes = [
                     ("bits", Attr::Int(bits)),
                     ("block_size", Attr::Int(group)),
@@ -214,7 +234,7 @@ impl Backend for Onnx {
                 ];
                 let h = graph.node("GatherBlockQuantized", "embedding", &[&codes, "input_ids", &steps], &attributes);
                 if has_mins {
-                    let mins = graph.weight("embedding.mins".to_owned(), table, Part::Mins, &[rows, groups]);
+                    let mins = graph.weight("embedding.mins".to_owned(), &[table], Part::Mins, &[rows, groups]);
                     let mins = graph.node("Gather", "embedding_mins", &[&mins, "input_ids"], &[]);
                     let last = graph.shape(&[-1]);
                     let mins = graph.node("Unsqueeze", "embedding_mins", &[&mins, &last], &[]);
@@ -274,16 +294,20 @@ impl Backend for Onnx {
             (_, Some(_)) => ["o_proj"; N],
             (_, None) => ["lm_head"; N],
         };
-        Ok(std::array::from_fn(|index| {
-            let y = x.product(roles[index], weights[index]);
-            let Some(bias) = biases[index] else { return y };
-            let mut graph = x.graph();
+        let products = x.products("qkv_proj", std::array::from_fn(|index| (roles[index], weights[index])));
+        if biases.iter().all(Option::is_none) {
+            return Ok(products);
+        }
+        let mut graph = x.graph();
+        let names = std::array::from_fn(|index| {
+            let Some(bias) = biases[index] else { return products[index].name.clone() };
             let name = graph.name(&format!("{}_biased", roles[index]));
             let bias = graph.vector(format!("{name}.bias"), bias);
-            graph.node_with_outputs("Add", &[&y.name, &bias], vec![name.clone()], &[]);
-            drop(graph);
-            x.with(name)
-        }))
+            graph.node_with_outputs("Add", &[&products[index].name, &bias], vec![name.clone()], &[]);
+            name
+        });
+        drop(graph);
+        Ok(names.map(|name| x.with(name)))
     }
 
     fn attend(
@@ -310,10 +334,13 @@ impl Backend for Onnx {
             let attributes = [("interleaved", Attr::Int(interleaved)), ("num_heads", Attr::Int(heads))];
             graph.node("RotaryEmbedding", "rotated", &[name, "first_position", &cos, &sin], &attributes)
         };
-        let (query, key) = match rotates {
-            true => (q.name.clone(), k.name.clone()),
-            false => (rotated(&q.name, params.head_count), rotated(&k.name, params.kv_head_count)),
+        let (mut query, mut key, mut value) = match rotates {
+            true => (q.name.clone(), k.name.clone(), v.name.clone()),
+            false => (rotated(&q.name, params.head_count), rotated(&k.name, params.kv_head_count), v.name.clone()),
         };
+        if let Some(packed) = graph.take_packed(&[&query, &key, &value]) {
+            (query, key, value) = (packed, String::new(), String::new());
+        }
         let dims = |length| {
             [Dim::Named("batch"), Dim::Fixed(params.kv_head_count), Dim::Named(length), Dim::Fixed(params.head_dim)]
         };
@@ -335,7 +362,7 @@ impl Backend for Onnx {
         // The operator counts the position itself too.
         attributes.extend(params.window.map(|window| ("local_window_size", Attr::Int(window))));
         let name = graph.name("attention");
-        let mut inputs = vec![&*query, &*key, &*v.name, &*past_k, &*past_v, "seqlens_k", "total_sequence_length"];
+        let mut inputs = vec![&*query, &*key, &*value, &*past_k, &*past_v, "seqlens_k", "total_sequence_length"];
         if rotates {
             inputs.extend([&*cos, &*sin]);
         }
@@ -352,10 +379,13 @@ impl Backend for Onnx {
         activation: Activation,
         lora: Option<&OnnxLora>,
     ) -> Result<Value> {
-        let [gate, up] = [(Target::Gate, gate), (Target::Up, up)].map(|(target, weight)| {
-            let y = x.product(target.name(), weight);
-            if lora.is_some() { x.side_path(y, target, weight) } else { y }
+        let weights = [(Target::Gate, gate), (Target::Up, up)];
+        let products = x.products("gate_up_proj", weights.map(|(target, weight)| (target.name(), weight)));
+        let mut targets = products.into_iter().zip(weights).map(|(y, (target, weight))| match lora {
+            Some(_) => x.side_path(y, target, weight),
+            None => y,
         });
+        let [gate, up] = std::array::from_fn(|_| targets.next().expect("two products"));
         let gate = match activation {
             // `x · sigmoid(1 · x)`
             Activation::Silu => x.node("QuickGelu", "silu", &[&gate.name], &[("alpha", Attr::Float(1.0))]),
@@ -365,7 +395,7 @@ impl Backend for Onnx {
     }
 
     fn ffn_out(&self, x: &Value, down: &QMatrix, lora: Option<&OnnxLora>) -> Result<Value> {
-        let y = x.product(Target::Down.name(), down);
+        let y = x.product(Target::Down.name(), &[down]);
         let y = if lora.is_some() { x.side_path(y, Target::Down, down) } else { y };
         let mut graph = x.graph();
         graph.layer = graph.layer.map(|layer| layer + 1);
@@ -389,7 +419,7 @@ impl Backend for Onnx {
     fn rows(&self, x: &Value, _: Range<usize>) -> Result<Value> {
         x.graph().layer = None;
         let [ends, axes] = [i64::MAX, 1].map(|value| x.graph().shape(&[value]));
-        Ok(x.node("Slice", "logit_rows", &[&x.name, "logit_start", &ends, &axes], &[]))
+        Ok(x.node("Slice", "logit_rows", &[&x.name, LOGIT_START, &ends, &axes], &[]))
     }
 
     /// A pass stands for any number of tokens.
@@ -402,7 +432,21 @@ impl Backend for Onnx {
     }
 
     fn runner(decoder: &Arc<Decoder<Self>>, capacity: usize, lora: Option<Arc<[OnnxLora]>>) -> Result<Box<dyn Runner>> {
-        super::runner::runner(decoder, capacity, lora)
+        let session = decoder.backend.sessions()?.of(decoder, lora.is_some())?;
+        Ok(Box::new(OnnxRunner::new(session, capacity, lora)?))
+    }
+
+    fn put_into(decoder: &Arc<Decoder<Self>>, lora: Option<Arc<[OnnxLora]>>, runner: &mut dyn Runner) -> bool {
+        let session = decoder.backend.sessions().ok().and_then(|sessions| sessions.built(decoder, lora.is_some()));
+        match ((runner as &mut dyn Any).downcast_mut::<OnnxRunner>(), session) {
+            (Some(runner), Some(session)) if runner.is_on(&session) => runner.put_in(lora).is_ok(),
+            _ => false,
+        }
+    }
+
+    fn providers(decoder: &Arc<Decoder<Self>>) -> Vec<ProviderOutcome> {
+        let session = decoder.backend.sessions().ok().and_then(|sessions| sessions.built(decoder, false));
+        session.map(|session| session.providers.clone()).unwrap_or_default()
     }
 
     fn answer(

@@ -1,20 +1,23 @@
-//! One sequence on a session: the KV cache stays where ONNX Runtime reads and writes it.
+//! One sequence on a session: inputs, KV cache and logits stay where ONNX Runtime reads and writes them.
 
+use std::ptr;
 use std::sync::{Arc, PoisonError};
 
+use half::f16;
+use ort::AsPointer;
 use ort::memory::Allocator;
-use ort::session::IoBinding;
-use ort::value::{DynValue, Tensor};
+use ort::session::{IoBinding, Session};
+use ort::value::{Tensor, TensorElementType};
 
-use super::Onnx;
+use super::cache::{self, Cache};
+use super::input::Input;
 use super::library::failed;
 use super::provider::run_failed;
 use super::session::Loaded;
 use super::side_path::{OnnxLora, input_name};
+use super::wiring::{Integers, LOGIT_START, RowsWithLogits, check_pair};
 use crate::lora::Target;
-use crate::model::config::AttentionParams;
 use crate::model::cpu::check_ids;
-use crate::model::decoder::Decoder;
 use crate::model::runner::{LogitRows, Runner};
 use crate::{CancelToken, Error, Result};
 
@@ -22,189 +25,225 @@ use crate::{CancelToken, Error, Result};
 const PREFILL_ROWS: usize = 128;
 /// Rows per run where every row's logits are wanted: a vocabulary of 262,144 takes 1 MiB each.
 const LOGIT_ROWS: usize = 32;
-/// Tokens that a new cache has room for; it doubles when it is full.
-const FIRST_ROOM: usize = 256;
 
-/// A sequence of `decoder` for up to `capacity` tokens.
-pub(super) fn runner(
-    decoder: &Arc<Decoder<Onnx>>,
-    capacity: usize,
-    lora: Option<Arc<[OnnxLora]>>,
-) -> Result<Box<dyn Runner>> {
-    let sessions = decoder.backend.sessions()?;
-    if !(1..=sessions.positions).contains(&capacity) {
-        let reason = format!("{capacity} is not between 1 and the graph's {}", sessions.positions);
-        return Err(Error::InvalidOption { option: "context_length", reason });
-    }
-    let loaded = sessions.of(decoder, lora.is_some())?;
-    let binding = loaded.session.lock().unwrap_or_else(PoisonError::into_inner).create_binding().map_err(failed)?;
-    let mut runner = OnnxRunner {
-        loaded,
-        binding,
-        cache: Vec::new(),
-        vocab_size: decoder.config.vocab_size,
-        capacity,
-        room: 0,
-        len: 0,
-        logits: Vec::new(),
-        out: None,
-    };
-    let layers = decoder.config.attention.iter().enumerate();
-    runner.cache =
-        layers.flat_map(|(layer, params)| ["key", "value"].map(|kind| CacheTensor::new(layer, kind, params))).collect();
-    runner.make_room(FIRST_ROOM.min(capacity))?;
-    runner.bind_side_path(decoder, lora.as_deref())?;
-    Ok(Box::new(runner))
-}
-
-struct OnnxRunner {
+/// A sequence on a session.
+pub(super) struct OnnxRunner {
     loaded: Arc<Loaded>,
     binding: IoBinding,
-    /// Keys, then values, of each layer.
-    cache: Vec<CacheTensor>,
-    /// Tokens that the cache has memory for.
-    room: usize,
-    vocab_size: usize,
+    ids: Input,
+    mask: Option<Input>,
+    positions: Option<Input>,
+    logit_start: Option<Input>,
+    cache: Box<dyn Cache>,
+    /// The pairs that are bound: their memory is read by every run. Two while others take their place.
+    bound: Vec<Arc<[OnnxLora]>>,
     capacity: usize,
     len: usize,
     logits: Vec<f32>,
     /// Where a run's logits go, and for how many rows.
-    out: Option<(usize, Tensor<f32>)>,
+    out: Option<(usize, Logits)>,
 }
 
-struct CacheTensor {
-    past: String,
-    present: String,
-    head_count: usize,
-    head_dim: usize,
-    /// `[1, kv_heads, room, head_dim]`, bound as past and as present: attention appends in place.
-    values: Option<Tensor<f32>>,
-}
-
-impl CacheTensor {
-    fn new(layer: usize, kind: &str, params: &AttentionParams) -> Self {
-        Self {
-            past: format!("past_key_values.{layer}.{kind}"),
-            present: format!("present.{layer}.{kind}"),
-            head_count: params.kv_head_count,
-            head_dim: params.head_dim,
-            values: None,
-        }
-    }
-
-    /// The first `len` tokens of each head.
-    fn heads(&self, room: usize, len: usize) -> impl Iterator<Item = &[f32]> {
-        let values = self.values.as_ref().map_or(&[][..], |values| values.extract_tensor().1);
-        values.chunks_exact((room * self.head_dim).max(1)).map(move |head| &head[..len * self.head_dim])
-    }
-
-    fn heads_mut(&mut self, room: usize, len: usize) -> impl Iterator<Item = &mut [f32]> {
-        let values = self.values.as_mut().map_or(&mut [][..], |values| values.extract_tensor_mut().1);
-        let head_dim = self.head_dim;
-        values.chunks_exact_mut((room * head_dim).max(1)).map(move |head| &mut head[..len * head_dim])
-    }
+enum Logits {
+    F32(Tensor<f32>),
+    F16(Tensor<f16>),
 }
 
 impl OnnxRunner {
-    /// Makes room for `tokens`, at least twice as much as there is, and keeps what is cached.
-    fn make_room(&mut self, tokens: usize) -> Result<()> {
-        if tokens <= self.room {
-            return Ok(());
+    /// A sequence for up to `capacity` tokens.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for a capacity the graph is not for; those of [`put_in`](Self::put_in).
+    pub(super) fn new(loaded: Arc<Loaded>, capacity: usize, lora: Option<Arc<[OnnxLora]>>) -> Result<Self> {
+        let wiring = &loaded.wiring;
+        if !(1..=wiring.positions_max).contains(&capacity) {
+            let reason = format!("{capacity} is not between 1 and the graph's {}", wiring.positions_max);
+            return Err(Error::InvalidOption { option: "context_length", reason });
         }
-        let (old, room) = (self.room, tokens.max(2 * self.room).min(self.capacity));
-        let allocator = Allocator::default();
-        for tensor in &mut self.cache {
-            let shape = [1, tensor.head_count as i64, room as i64, tensor.head_dim as i64];
-            let mut larger = CacheTensor {
-                past: tensor.past.clone(),
-                present: tensor.present.clone(),
-                values: Some(Tensor::new(&allocator, shape).map_err(failed)?),
-                ..*tensor
-            };
-            for (head, larger) in tensor.heads(old, self.len).zip(larger.heads_mut(room, self.len)) {
-                larger.copy_from_slice(head);
-            }
-            let values = larger.values.as_mut().expect("just made");
-            self.binding.bind_input(&*tensor.past, values).map_err(failed)?;
-            self.binding.bind_output(&*tensor.present, &mut *values).map_err(failed)?;
-            *tensor = larger;
-        }
-        self.room = room;
-        Ok(())
+        let binding = loaded.session.lock().unwrap_or_else(PoisonError::into_inner).create_binding().map_err(failed)?;
+        let start = || Integers { name: LOGIT_START.to_owned(), element: TensorElementType::Int64 };
+        let mut runner = Self {
+            binding,
+            ids: Input::new(&wiring.ids),
+            mask: wiring.mask.as_ref().map(Input::new),
+            positions: wiring.positions.as_ref().map(Input::new),
+            logit_start: (wiring.logit_rows == RowsWithLogits::FromStart).then(|| Input::new(&start())),
+            cache: cache::cache(wiring, capacity),
+            bound: Vec::new(),
+            capacity,
+            len: 0,
+            logits: Vec::new(),
+            out: None,
+            loaded,
+        };
+        runner.put_in(lora)?;
+        Ok(runner)
     }
 
-    /// Binds the pack's pairs; where there is none, the graph's own zeros stay.
-    fn bind_side_path(&mut self, decoder: &Decoder<Onnx>, lora: Option<&[OnnxLora]>) -> Result<()> {
-        let Some(lora) = lora else { return Ok(()) };
-        let layers = decoder.config.layer_count();
-        if lora.len() != layers {
-            let target = format!("layer {} of a model of {layers} layers", lora.len().max(layers) - 1);
+    /// Whether this sequence runs on `loaded`.
+    pub(super) fn is_on(&self, loaded: &Arc<Loaded>) -> bool {
+        Arc::ptr_eq(&self.loaded, loaded)
+    }
+
+    /// Goes on with the pairs of `lora`, or without any, with an empty cache.
+    ///
+    /// # Errors
+    /// [`Error::TargetMissing`], [`Error::PackNeedsInput`], [`Error::ShapeMismatch`] for pairs the graph has no inputs for.
+    pub(super) fn put_in(&mut self, lora: Option<Arc<[OnnxLora]>>) -> Result<()> {
+        self.len = 0;
+        let has_pairs = !self.bound.is_empty();
+        if lora.is_none() && !has_pairs {
+            return Ok(());
+        }
+        let replaced = self.bound.len();
+        self.bound.extend(lora.clone());
+        let loaded = self.loaded.clone();
+        let wires = &loaded.wiring.side_path;
+        if let Some(lora) = &lora
+            && lora.len() != wires.len()
+        {
+            let target = format!("layer {} of a model of {} layers", lora.len().max(wires.len()) - 1, wires.len());
             return Err(Error::TargetMissing { target });
         }
-        let (hidden, ffn) = (decoder.config.hidden_size, decoder.config.ffn_size);
-        for (layer, lora) in lora.iter().enumerate() {
-            for (pair, target) in lora.pairs.iter().zip(Target::ALL) {
-                let Some(pair) = pair else { continue };
-                let (rows, cols) = if target == Target::Down { (hidden, ffn) } else { (ffn, hidden) };
-                let rank = pair[0].shape()[0] as usize;
-                for ((part, values), expected) in ["a", "b"].into_iter().zip(pair).zip([[rank, cols], [rows, rank]]) {
-                    let tensor = input_name(layer, target, part);
-                    let actual: Vec<usize> = values.shape().iter().map(|extent| *extent as usize).collect();
-                    if actual != expected {
-                        return Err(Error::ShapeMismatch { tensor, expected: expected.to_vec(), actual });
+        for (layer, shapes) in wires.iter().enumerate() {
+            for (index, (target, shape)) in Target::ALL.into_iter().zip(shapes).enumerate() {
+                let pair = lora.as_ref().and_then(|lora| lora[layer].pairs[index].as_ref());
+                match (pair, *shape) {
+                    (None, None) => continue,
+                    (Some(_), None) => {
+                        return Err(Error::PackNeedsInput { input: input_name(layer, target, "a") });
                     }
-                    self.binding.bind_input(tensor, values).map_err(failed)?;
+                    // The graph's own zeros are there until something else is bound.
+                    (None, Some(_)) if !has_pairs => continue,
+                    (None, Some([rows, cols])) => self.bind_pair(layer, target, &zeros(rows, cols)?)?,
+                    (Some(pair), Some(shape)) => {
+                        let dims = |part: usize| (pair[part].shape()[0] as usize, pair[part].shape()[1] as usize);
+                        check_pair([layer, index], shape, [dims(0), dims(1)])?;
+                        self.bind_pair(layer, target, pair)?;
+                    }
                 }
             }
         }
+        self.bound.drain(..replaced);
         Ok(())
     }
 
-    /// Appends `ids`; the logits of the rows from `first` on are in `out` afterwards.
-    fn step(&mut self, ids: &[u32], first: usize) -> Result<()> {
-        let total = self.len + ids.len();
-        self.make_room(total)?;
-        let ids_value = integers(&[1, ids.len()], ids.iter().map(|id| i64::from(*id)).collect())?;
-        let mask = integers(&[1, total], vec![1; total])?;
-        let start = integers(&[1], vec![first as i64])?;
-        for (name, value) in [("input_ids", &ids_value), ("attention_mask", &mask), ("logit_start", &start)] {
-            self.binding.bind_input(name, value).map_err(failed)?;
+    fn bind_pair(&mut self, layer: usize, target: Target, pair: &[Tensor<f32>; 2]) -> Result<()> {
+        for (part, values) in ["a", "b"].into_iter().zip(pair) {
+            self.binding.bind_input(input_name(layer, target, part), values).map_err(failed)?;
         }
-        let rows = ids.len() - first;
+        Ok(())
+    }
+
+    /// Appends `ids`; the logits of the rows from `first` on are in `out` afterwards, or of all or the last, as the graph
+    /// gives them.
+    fn step(&mut self, ids: &[u32], first: usize) -> Result<()> {
+        let (len, total) = (self.len, self.len + ids.len());
+        let binding = &mut self.binding;
+        self.cache.make_room(len, total, binding)?;
+        self.ids.set(&[1, ids.len()], ids.iter().map(|id| *id as usize), binding)?;
+        if let Some(mask) = &mut self.mask {
+            // As wide as the cache: a shape that stays the same lets ONNX Runtime keep its plan of the memory.
+            let room = self.cache.room().max(total);
+            mask.set(&[1, room], (0..room).map(|place| usize::from(place < total)), binding)?;
+        }
+        if let Some(positions) = &mut self.positions {
+            positions.set(&[1, ids.len()], len..total, binding)?;
+        }
+        if let Some(start) = &mut self.logit_start {
+            start.set(&[1], std::iter::once(first), binding)?;
+        }
+        let rows = match self.loaded.wiring.logit_rows {
+            RowsWithLogits::FromStart => ids.len() - first,
+            RowsWithLogits::All => ids.len(),
+            RowsWithLogits::Last => 1,
+        };
         if self.out.as_ref().is_none_or(|(bound, _)| *bound != rows) {
-            let shape = [1, rows as i64, self.vocab_size as i64];
-            let mut out = Tensor::new(&Allocator::default(), shape).map_err(failed)?;
-            self.binding.bind_output("logits", &mut out).map_err(failed)?;
-            self.out = Some((rows, out));
+            self.bind_logits(rows)?;
         }
         let mut session = self.loaded.session.lock().unwrap_or_else(PoisonError::into_inner);
-        session.run_binding(&self.binding).map_err(|error| run_failed(&self.loaded.providers, error.message()))?;
+        run_bound(&mut session, &self.binding).map_err(|error| run_failed(&self.loaded.providers, error.message()))?;
         drop(session);
+        self.cache.finish(total);
         self.len = total;
         Ok(())
     }
 
+    fn bind_logits(&mut self, rows: usize) -> Result<()> {
+        let wiring = &self.loaded.wiring;
+        let (allocator, shape) = (Allocator::default(), [1, rows as i64, wiring.vocab_size as i64]);
+        let out = if wiring.logits_type == TensorElementType::Float16 {
+            let mut out = Tensor::new(&allocator, shape).map_err(failed)?;
+            self.binding.bind_output(&*wiring.logits, &mut out).map_err(failed)?;
+            Logits::F16(out)
+        } else {
+            let mut out = Tensor::new(&allocator, shape).map_err(failed)?;
+            self.binding.bind_output(&*wiring.logits, &mut out).map_err(failed)?;
+            Logits::F32(out)
+        };
+        self.out = Some((rows, out));
+        Ok(())
+    }
+
     fn run(&mut self, ids: &[u32], rows: LogitRows, cancel: &CancelToken) -> Result<()> {
-        let step_rows = if rows == LogitRows::All { LOGIT_ROWS } else { PREFILL_ROWS };
+        let gives = self.loaded.wiring.logit_rows;
+        let step_rows = match (rows, gives) {
+            (LogitRows::All, RowsWithLogits::Last) => 1,
+            (LogitRows::All, _) | (_, RowsWithLogits::All) => LOGIT_ROWS,
+            _ => PREFILL_ROWS,
+        };
         for step in ids.chunks(step_rows) {
             cancel.check()?;
             let first = if rows == LogitRows::All { 0 } else { step.len() - 1 };
             self.step(step, first)?;
             if rows == LogitRows::All {
-                self.take_logits();
+                self.take_logits(step.len());
             }
-        }
-        if rows == LogitRows::Last && !ids.is_empty() {
-            self.take_logits();
         }
         Ok(())
     }
 
-    fn take_logits(&mut self) {
-        if let Some((_, out)) = &self.out {
-            self.logits.extend_from_slice(out.extract_tensor().1);
+    /// The logits of the last row, where they are if that is possible.
+    fn last_logits(&mut self) -> &mut [f32] {
+        if let Some((_, Logits::F16(_))) = &self.out {
+            self.take_logits(1);
+        }
+        match &mut self.out {
+            Some((_, Logits::F32(out))) => {
+                let values = out.extract_tensor_mut().1;
+                let skipped = values.len() - self.loaded.wiring.vocab_size;
+                &mut values[skipped..]
+            }
+            _ => &mut self.logits,
         }
     }
+
+    /// Appends the logits of the last `rows` rows.
+    fn take_logits(&mut self, rows: usize) {
+        let Some((given, out)) = &self.out else { return };
+        let skipped = (given - rows) * self.loaded.wiring.vocab_size;
+        match out {
+            Logits::F32(out) => self.logits.extend_from_slice(&out.extract_tensor().1[skipped..]),
+            Logits::F16(out) => {
+                self.logits.extend(out.extract_tensor().1[skipped..].iter().map(|value| value.to_f32()));
+            }
+        }
+    }
+}
+
+/// A pair that adds nothing.
+fn zeros(rows: usize, cols: usize) -> Result<[Tensor<f32>; 2]> {
+    let tensor = |shape: [usize; 2]| Tensor::from_array((shape, vec![0.0; shape[0] * shape[1]])).map_err(failed);
+    Ok([tensor([1, cols])?, tensor([rows, 1])?])
+}
+
+/// Runs what is bound. [`Session::run_binding`] does the same and then asks for type, shape and allocator of every output, two
+/// per layer, at each token.
+fn run_bound(session: &mut Session, binding: &IoBinding) -> ort::Result<()> {
+    let session = session.ptr_mut();
+    // SAFETY: both are alive, and the binding is of this session. `RunWithBinding` must not run twice at once on a binding:
+    // each sequence has its own, borrowed mutably by the step.
+    ort::ortsys![@ort: unsafe RunWithBinding(session, ptr::null(), binding.ptr()) as Result]
 }
 
 impl Runner for OnnxRunner {
@@ -217,8 +256,7 @@ impl Runner for OnnxRunner {
     }
 
     fn cache_size_bytes(&self) -> usize {
-        let values: usize = self.cache.iter().map(|tensor| tensor.head_count * tensor.head_dim).sum();
-        self.len * values * size_of::<f32>()
+        self.cache.size_bytes(self.len)
     }
 
     fn truncate(&mut self, len: usize) {
@@ -226,7 +264,7 @@ impl Runner for OnnxRunner {
     }
 
     fn forward(&mut self, ids: &[u32], rows: LogitRows, cancel: &CancelToken) -> Result<&mut [f32]> {
-        check_ids(ids, self.vocab_size)?;
+        check_ids(ids, self.loaded.wiring.vocab_size)?;
         let before = self.len;
         let required = before + ids.len();
         if required > self.capacity {
@@ -239,43 +277,23 @@ impl Runner for OnnxRunner {
             self.logits.clear();
             return Err(error);
         }
+        if rows == LogitRows::Last && !ids.is_empty() {
+            return Ok(self.last_logits());
+        }
         Ok(&mut self.logits)
     }
 
     fn write_state(&self, out: &mut Vec<u8>) -> Result<()> {
-        for head in self.cache.iter().flat_map(|tensor| tensor.heads(self.room, self.len)) {
-            out.extend(head.iter().flat_map(|value| value.to_le_bytes()));
-        }
+        self.cache.write(self.len, out);
         Ok(())
     }
 
     fn read_state(&mut self, len: usize, state: &[u8]) -> Result<()> {
-        let invalid = |reason: String| Error::InvalidPrefix { reason };
         if len > self.capacity {
             return Err(Error::ContextFull { required: len, available: self.capacity });
         }
-        let per_token: usize = self.cache.iter().map(|tensor| tensor.head_count * tensor.head_dim).sum();
-        let expected = len * per_token * size_of::<f32>();
-        if state.len() != expected {
-            return Err(invalid(format!("{} bytes of cache for {len} tokens, expected {expected}", state.len())));
-        }
-        let (values, _) = state.as_chunks::<4>();
-        // Refused before anything is overwritten: one infinite value would turn all logits into NaN.
-        if values.iter().any(|value| !f32::from_le_bytes(*value).is_finite()) {
-            return Err(invalid("the cache holds a value that is not a number".to_owned()));
-        }
-        self.len = 0;
-        self.make_room(len)?;
-        let mut rest = values.iter().map(|value| f32::from_le_bytes(*value));
-        let room = self.room;
-        for head in self.cache.iter_mut().flat_map(|tensor| tensor.heads_mut(room, len)) {
-            head.iter_mut().zip(&mut rest).for_each(|(place, value)| *place = value);
-        }
+        self.cache.read(len, state, &mut self.binding)?;
         self.len = len;
         Ok(())
     }
-}
-
-fn integers(shape: &[usize], values: Vec<i64>) -> Result<DynValue> {
-    Ok(Tensor::from_array((shape.to_vec(), values)).map_err(failed)?.into_dyn())
 }

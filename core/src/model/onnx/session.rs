@@ -1,5 +1,6 @@
 //! Sessions of ONNX Runtime over recorded graphs.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ort::environment::Environment;
@@ -13,23 +14,30 @@ use super::graph::{Data, Initializer};
 use super::library::{environment, failed};
 use super::proto::{self, DataType};
 use super::weight::{self, Part};
+use super::wiring::Wiring;
 use super::{Onnx, OnnxOptions, record};
 use crate::Result;
 use crate::model::decoder::Decoder;
 use crate::model::{Provider, ProviderOutcome};
-use crate::quant::WeightBytes;
+use crate::quant::{QMatrix, WeightBytes};
 
 /// Where ONNX Runtime looks for constants of a graph that it gets as bytes.
 const DATA_FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
 
-/// Builds sessions over the constants of one folder, and keeps the one of each decoder.
-pub(super) struct Sessions {
+/// Builds sessions of graphs whose constants lie in one folder.
+pub(super) struct SessionSource {
     environment: Environment,
+    folder: PathBuf,
+    providers: Vec<Provider>,
+    threads: usize,
+}
+
+/// Records and keeps the graphs of decoders over one exported folder.
+pub(super) struct Sessions {
+    source: SessionSource,
     folder: Folder,
     /// Positions that the folder's rotation tables are for.
     pub(super) positions: usize,
-    providers: Vec<Provider>,
-    pub(super) threads: usize,
     built: Mutex<Vec<Built>>,
 }
 
@@ -38,79 +46,48 @@ struct Built {
     session: Arc<Loaded>,
 }
 
-/// A session and what it runs on.
+/// A session, what it runs on, and how it is fed.
 pub(super) struct Loaded {
     pub(super) session: Mutex<Session>,
-    pub(super) has_side_path: bool,
+    pub(super) wiring: Wiring,
     pub(super) providers: Vec<ProviderOutcome>,
 }
 
-impl Sessions {
+impl Loaded {
+    fn has_side_path(&self) -> bool {
+        self.wiring.side_path.iter().flatten().any(Option::is_some)
+    }
+}
+
+impl SessionSource {
     /// # Errors
-    /// [`Error::LibraryMissing`], [`Error::LibraryTooOld`], [`Error::InvalidGraph`].
-    pub(super) fn new(folder: Folder, options: &OnnxOptions, threads: usize) -> Result<Self> {
-        let positions = folder.number(POSITIONS_KEY)? as usize;
-        Ok(Self {
-            environment: environment(options.library.as_deref())?,
-            folder,
-            positions,
-            providers: options.providers.clone(),
-            threads,
-            built: Mutex::default(),
-        })
+    /// [`Error::LibraryMissing`](crate::Error::LibraryMissing), [`Error::LibraryTooOld`](crate::Error::LibraryTooOld).
+    pub(super) fn new(folder: PathBuf, options: &OnnxOptions, threads: usize) -> Result<Self> {
+        let environment = environment(options.library.as_deref())?;
+        Ok(Self { environment, folder, providers: options.providers.clone(), threads })
     }
 
-    /// The session of `decoder`, built at its first use. One that has a side path serves runners without one too, and
-    /// then replaces the session that has none, so that the weights are in memory once.
-    pub(super) fn of(&self, decoder: &Arc<Decoder<Onnx>>, with_side_path: bool) -> Result<Arc<Loaded>> {
-        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
-        built.retain(|built| built.decoder.strong_count() > 0);
-        let known = built.iter().position(|built| std::ptr::eq(built.decoder.as_ptr(), Arc::as_ptr(decoder)));
-        if let Some(index) = known
-            && (built[index].session.has_side_path || !with_side_path)
-        {
-            return Ok(built[index].session.clone());
-        }
-        let session = Arc::new(self.build(decoder, with_side_path)?);
-        if let Some(index) = known {
-            built.swap_remove(index);
-        }
-        built.push(Built { decoder: Arc::downgrade(decoder), session: session.clone() });
-        Ok(session)
-    }
-
-    /// What became of each preferred provider, if a session of `decoder` was built.
-    pub(super) fn providers(&self, decoder: &Arc<Decoder<Onnx>>) -> Option<Vec<ProviderOutcome>> {
-        let built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
-        let built = built.iter().find(|built| std::ptr::eq(built.decoder.as_ptr(), Arc::as_ptr(decoder)))?;
-        Some(built.session.providers.clone())
-    }
-
-    fn build(&self, decoder: &Decoder<Onnx>, with_side_path: bool) -> Result<Loaded> {
-        let graph = record::record(decoder, self.positions, with_side_path)?;
-        let mut merged = Vec::new();
-        let model = graph.into_model(&[], |initializer| match &initializer.data {
-            Data::Weight(matrix, part) if !matches!(matrix.weight_bytes(), WeightBytes::Mapped { .. }) => {
-                merged.push((initializer.name.clone(), value(initializer, *part)?));
-                Ok(in_memory(initializer))
-            }
-            _ => self.folder.place(initializer),
-        })?;
-        let bytes = model.encode_to_vec();
-        drop(model);
-
+    /// The session of an encoded graph, with `values` in the place of constants. Providers that refuse the graph are passed
+    /// over.
+    ///
+    /// # Errors
+    /// [`Error::Backend`](crate::Error::Backend) with what ONNX Runtime said.
+    pub(super) fn load(
+        &self,
+        graph: &[u8],
+        values: &[(String, Arc<DynValue>)],
+    ) -> Result<(Session, Vec<ProviderOutcome>)> {
         let mut outcomes: Vec<_> =
             self.providers.iter().map(|provider| ProviderOutcome { provider: *provider, refusal: None }).collect();
         loop {
-            let mut builder = self.builder(&merged)?;
+            let mut builder = self.builder(values)?;
             for outcome in outcomes.iter_mut().filter(|outcome| outcome.refusal.is_none()) {
                 outcome.refusal = outcome.provider.register(&mut builder, self.threads).err();
             }
-            let error = match builder.commit_from_memory(&bytes) {
+            let error = match builder.commit_from_memory(graph) {
                 Ok(session) => {
                     log_outcomes(&outcomes);
-                    let session = Mutex::new(session);
-                    return Ok(Loaded { session, has_side_path: with_side_path, providers: outcomes });
+                    return Ok((session, outcomes));
                 }
                 Err(error) => failed(error),
             };
@@ -123,18 +100,79 @@ impl Sessions {
         }
     }
 
-    fn builder(&self, merged: &[(String, Arc<DynValue>)]) -> Result<SessionBuilder> {
-        let folder = self.folder.path.to_string_lossy();
+    fn builder(&self, values: &[(String, Arc<DynValue>)]) -> Result<SessionBuilder> {
+        let folder = self.folder.to_string_lossy();
         let mut builder = SessionBuilder::new(&self.environment)
             .map_err(failed)?
             .with_intra_threads(self.threads)
             .map_err(failed)?
             .with_config_entry(DATA_FOLDER_KEY, folder.as_ref())
             .map_err(failed)?;
-        for (name, value) in merged {
+        for (name, value) in values {
             builder = builder.with_external_initializer(name, value.clone()).map_err(failed)?;
         }
         Ok(builder)
+    }
+}
+
+impl Sessions {
+    /// # Errors
+    /// Those of [`SessionSource::new`]; [`Error::InvalidGraph`](crate::Error::InvalidGraph).
+    pub(super) fn new(folder: Folder, options: &OnnxOptions, threads: usize) -> Result<Self> {
+        let positions = folder.number(POSITIONS_KEY)? as usize;
+        let source = SessionSource::new(folder.path.clone(), options, threads)?;
+        Ok(Self { source, folder, positions, built: Mutex::default() })
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        self.source.threads
+    }
+
+    /// The session of `decoder` if it is built already and has inputs for a side path where that is asked for.
+    pub(super) fn built(&self, decoder: &Arc<Decoder<Onnx>>, with_side_path: bool) -> Option<Arc<Loaded>> {
+        let built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_decoder = built.iter().find(|built| std::ptr::eq(built.decoder.as_ptr(), Arc::as_ptr(decoder)))?;
+        (of_decoder.session.has_side_path() || !with_side_path).then(|| of_decoder.session.clone())
+    }
+
+    /// The session of `decoder`, built at its first use. One that has a side path serves runners without one too, and
+    /// then replaces the session that has none, so that the weights are in memory once.
+    pub(super) fn of(&self, decoder: &Arc<Decoder<Onnx>>, with_side_path: bool) -> Result<Arc<Loaded>> {
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        built.retain(|built| built.decoder.strong_count() > 0);
+        let known = built.iter().position(|built| std::ptr::eq(built.decoder.as_ptr(), Arc::as_ptr(decoder)));
+        if let Some(index) = known
+            && (built[index].session.has_side_path() || !with_side_path)
+        {
+            return Ok(built[index].session.clone());
+        }
+        let session = Arc::new(self.build(decoder, with_side_path)?);
+        if let Some(index) = known {
+            built.swap_remove(index);
+        }
+        built.push(Built { decoder: Arc::downgrade(decoder), session: session.clone() });
+        Ok(session)
+    }
+
+    fn build(&self, decoder: &Decoder<Onnx>, with_side_path: bool) -> Result<Loaded> {
+        let graph = record::record(decoder, self.positions, with_side_path)?;
+        let has_merged = graph.weights().any(is_merged);
+        let mut values = Vec::new();
+        let model = graph.into_model(&[], |initializer| match &initializer.data {
+            // A promoted weight may part from one that the folder has it stacked with.
+            Data::Weight(matrices, part)
+                if matrices.iter().any(is_merged) || has_merged && !self.folder.has(&initializer.name) =>
+            {
+                values.push((initializer.name.clone(), value(initializer, *part)?));
+                Ok(in_memory(initializer))
+            }
+            _ => self.folder.place(initializer),
+        })?;
+        let bytes = model.encode_to_vec();
+        drop(model);
+        let (session, providers) = self.source.load(&bytes, &values)?;
+        let wiring = Wiring::recorded(&decoder.config, self.positions, with_side_path);
+        Ok(Loaded { session: Mutex::new(session), wiring, providers })
     }
 }
 
@@ -147,11 +185,18 @@ fn log_outcomes(outcomes: &[ProviderOutcome]) {
     }
 }
 
-/// A merged weight's operand, for a session that is being built.
+/// Whether a weight is not the file's own.
+fn is_merged(matrix: &QMatrix) -> bool {
+    !matches!(matrix.weight_bytes(), WeightBytes::Mapped { .. })
+}
+
+/// The operand of weights of which some are merged, for a session that is being built.
 fn value(initializer: &Initializer, part: Part) -> Result<Arc<DynValue>> {
-    let Data::Weight(matrix, _) = &initializer.data else { unreachable!("only weights are merged") };
+    let Data::Weight(matrices, _) = &initializer.data else { unreachable!("only weights are merged") };
     let mut bytes = Vec::new();
-    weight::write(matrix, part, &mut bytes).expect("a Vec takes every byte");
+    for matrix in matrices {
+        weight::write(matrix, part, &mut bytes).expect("a Vec takes every byte");
+    }
     let dims = initializer.dims.clone();
     let value = match initializer.element {
         DataType::Uint8 => Tensor::from_array((dims, bytes)).map_err(failed)?.into_dyn(),

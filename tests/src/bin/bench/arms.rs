@@ -144,7 +144,7 @@ impl<'a> Bench<'a> {
             quality: Vec::new(),
             labels: BTreeMap::new(),
         };
-        let lora = random_lora(engine.config(), 16, 0.02, 0);
+        let lora = random_lora(engine.config().expect("a GGUF model"), 16, 0.02, 0);
         let pack = folder.join("random.pack");
         fs::write(&pack, write_dense(&lora, None, Precision::F16, info, Some(&secret))?)?;
         let key = secret.public_key().to_string();

@@ -162,7 +162,7 @@ fn stand_in_of(engine: &Engine, prompt: &str) -> Result<(LoraSet, PackInfo)> {
         labels: BTreeMap::new(),
     };
     let (rank, limit) = STAND_IN;
-    Ok((random_lora(engine.config(), rank, limit, 0), info))
+    Ok((random_lora(engine.config().expect("a GGUF model"), rank, limit, 0), info))
 }
 
 /// The repository's own asset, whoever signed it: the demo signs it anew.

@@ -38,7 +38,7 @@ pub(super) fn run(options: &Options, model: &Path) -> Result<()> {
         "base as the side path",
     ]);
     for norm in &options.norms {
-        let lora = deltas::scaled(&file, &base.config, options.rank, *norm, &Target::ALL)?;
+        let lora = Arc::new(deltas::scaled(&file, &base.config, options.rank, *norm, &Target::ALL)?);
         let auto = MergeOptions { threads: options.threads, ..MergeOptions::default() };
         let (_, report) = merge_unverified(&base, &file, &lora, &probes, &auto, &cancel, &|_, _, _| ())?;
         eprintln!("{}: {}", percent(*norm), report.reason);

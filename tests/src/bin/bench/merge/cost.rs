@@ -1,23 +1,17 @@
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use edgeweld::chat::Message;
-use edgeweld::generate::{Engine, GenerateOptions, LoadOptions, Session, Token};
+use edgeweld::CancelToken;
+use edgeweld::generate::{Engine, LoadOptions};
 use edgeweld::gguf::GgufFile;
 use edgeweld::lora::Target;
-use edgeweld::merge::{MergeMode, MergeOptions, Rounding, requantize_unverified};
-use edgeweld::pack::{GeneratorInfo, PackInfo, Precision, PromptInfo, RawPack, SecretKey, write_dense};
+use edgeweld::merge::{Rounding, requantize_unverified};
 use edgeweld::quant::BlockType;
-use edgeweld::verify::{TrustPolicy, VerifiedPack, verify};
-use edgeweld::{CancelToken, Digest};
+use edgeweld_tests::Table;
 use edgeweld_tests::arms::median;
-use edgeweld_tests::{Table, random_lora};
 
-use super::{Options, deltas, name, percent};
-
-const ROUNDS: usize = 7;
+use super::{Options, ROUNDS, deltas, name, percent, swap};
 
 pub(super) fn run(options: &Options, model: &Path) -> Result<()> {
     let file = GgufFile::open(model)?;
@@ -56,7 +50,7 @@ pub(super) fn run(options: &Options, model: &Path) -> Result<()> {
     ];
     let mut table = Table::new(head);
     for norm in &options.norms {
-        let lora = deltas::scaled(&file, engine.config(), options.rank, *norm, &Target::ALL)?;
+        let lora = deltas::scaled(&file, engine.config().expect("a GGUF model"), options.rank, *norm, &Target::ALL)?;
         for (way, promote_to) in [("merge", None), ("promote", Some(BlockType::Q8_0))] {
             let (mut times, mut size) = (Vec::new(), 0);
             for _ in 0..ROUNDS {
@@ -79,13 +73,7 @@ pub(super) fn run(options: &Options, model: &Path) -> Result<()> {
         }
     }
     println!("{table}");
-    swap(options, &engine)
-}
-
-pub(super) fn swap_on_device(options: &Options, model: &Path) -> Result<()> {
-    options.device.prepare(model)?;
-    let load = LoadOptions { threads: Some(options.threads), ..LoadOptions::default() };
-    swap(options, &options.device.load(model, load)?)
+    swap::measure(options, &engine)
 }
 
 /// The touched weights read and written once, into `copies`: over what they hold, or into memory that the system has not
@@ -104,63 +92,4 @@ fn copy_ms(parts: &[&[u8]], threads: usize, copies: &mut [Vec<u8>]) -> f64 {
         }
     });
     start.elapsed().as_secs_f64() * 1e3
-}
-
-fn swap(options: &Options, engine: &Engine) -> Result<()> {
-    let packs = [pack(engine, options.rank, 1)?, pack(engine, options.rank, 2)?];
-    let side_path = MergeOptions { mode: MergeMode::SidePath, ..MergeOptions::default() };
-    let mut session = engine.session()?;
-    let (mut swaps, mut after, mut steady) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..2 * ROUNDS {
-        let start = Instant::now();
-        engine.merge(&packs[round % 2], &side_path, &CancelToken::new(), &|_, _, _| ())?;
-        swaps.push(start.elapsed().as_secs_f64() * 1e3);
-        after.push(first_token_ms(&mut session)?);
-        session.clear();
-        steady.push(first_token_ms(&mut session)?);
-    }
-    let extra: Vec<f64> = after.iter().zip(&steady).map(|(after, steady)| after - steady).collect();
-    let (swap, extra) = (median(swaps), median(extra));
-    println!(
-        "Swap to another pack's side path: {swap:.2} ms, and the first token {extra:+.2} ms ({:.1} ms after a swap, {:.1} ms without one): {:.2} ms in all.",
-        median(after),
-        median(steady),
-        swap + extra,
-    );
-    engine.merge(&packs[0], &side_path, &CancelToken::new(), &|_, _, _| ())?;
-    let kept = engine.pack();
-    if let Some(kept) = kept {
-        engine.unmerge()?;
-        let start = Instant::now();
-        engine.swap(&kept)?;
-        let swapped = start.elapsed();
-        engine.runner()?;
-        println!(
-            "Putting back a pack that was merged before: {:.1} µs, and a sequence on it {:.0} µs.",
-            swapped.as_secs_f64() * 1e6,
-            (start.elapsed() - swapped).as_secs_f64() * 1e6,
-        );
-    }
-    Ok(())
-}
-
-fn first_token_ms(session: &mut Session) -> Result<f64> {
-    let one = GenerateOptions { max_tokens: 1, ..GenerateOptions::default() };
-    let messages = [Message::user("What is the tallest mountain on the island of Borneo?")];
-    Ok(session.chat(&messages, &one, &mut |_: &Token| ())?.time_to_first_token_ms)
-}
-
-fn pack(engine: &Engine, rank: usize, seed: u64) -> Result<VerifiedPack> {
-    let secret = SecretKey::from_seed(&[9; 32]);
-    let info = PackInfo {
-        model: engine.identity().clone(),
-        prompt: Some(PromptInfo { digest: Digest::of(b"prompt"), token_count: 1 }),
-        residual_prompt: None,
-        generator: GeneratorInfo { name: "random".into(), version: "1".into(), settings: BTreeMap::new() },
-        quality: Vec::new(),
-        labels: BTreeMap::new(),
-    };
-    let lora = random_lora(engine.config(), rank, 0.02, seed);
-    let bytes = write_dense(&lora, None, Precision::F16, info, Some(&secret))?;
-    Ok(verify(&RawPack::read(bytes)?, &TrustPolicy::trusting([secret.public_key()]), engine.identity(), None)?)
 }

@@ -4,6 +4,7 @@
 mod auto;
 mod cost;
 mod deltas;
+mod swap;
 mod types;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,9 @@ use edgeweld::merge::{MergeMode, MergeOptions, Rounding};
 use edgeweld_tests::models;
 
 use crate::sample::DeviceName;
+
+/// Samples of every time; odd, so that a median is one of them.
+const ROUNDS: usize = 7;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -65,7 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Part::Types => types::run(options, &model)?,
             Part::Auto => auto::run(options, &model)?,
             Part::Cost => cost::run(options, &model)?,
-            Part::Swap => cost::swap_on_device(options, &model)?,
+            Part::Swap => swap::run(options, &model)?,
         }
     }
     Ok(())

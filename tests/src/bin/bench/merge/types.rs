@@ -48,7 +48,7 @@ pub(super) fn run(options: &Options, model: &Path) -> Result<()> {
             };
             let mut row = vec![label, method.to_owned()];
             for norm in &options.norms {
-                let lora = deltas::scaled(&file, &base.config, options.rank, *norm, &targets)?;
+                let lora = Arc::new(deltas::scaled(&file, &base.config, options.rank, *norm, &targets)?);
                 let options = unchecked(mode, rounding, options.threads);
                 match merge_unverified(&base, &file, &lora, &probes, &options, &cancel, &|_, _, _| ()) {
                     Ok((_, report)) => row.push(cell(&report)),
