@@ -69,8 +69,8 @@ private fun Chat(model: ChatModel) {
     var text by remember { mutableStateOf("") }
     LazyColumn(verticalArrangement = Arrangement.spacedBy(8.dp)) {
         items(model.messages) { message ->
-            val weight = if (message.role == Role.USER) MaterialTheme.typography.labelLarge else MaterialTheme.typography.bodyMedium
-            Text(message.content, style = weight)
+            val style = if (message.role == Role.USER) MaterialTheme.typography.labelLarge else MaterialTheme.typography.bodyMedium
+            Text(message.content, style = style)
         }
         item {
             OutlinedTextField(text, { text = it }, Modifier.fillMaxWidth(), label = { Text("Message") })
