@@ -47,6 +47,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A file to be published fails a check that every device makes.
+    #[error("{path}: {source}")]
+    FileRefused {
+        /// The file.
+        path: PathBuf,
+        /// What a device would say.
+        source: Box<edgeweld::Error>,
+    },
     /// The prompt holds nothing but white space.
     #[error("the prompt is empty")]
     EmptyPrompt,

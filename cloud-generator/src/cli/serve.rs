@@ -95,8 +95,7 @@ pub(crate) fn run(args: ServeArgs, stop: &CancelToken) -> Result<()> {
     };
     let server = Server::new(listener, publisher, store, options)?;
     for path in args.publish {
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        println!("published {} as {}", path.display(), server.publish(bytes)?);
+        println!("published {} as {}", path.display(), server.publish_file(&path)?);
     }
     println!("listening on {}", server.url());
     server.run(stop)

@@ -9,6 +9,7 @@ mod refusal;
 mod store;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,6 +111,18 @@ impl Server {
         let kind = check(&raw, &self.state.store)?;
         let digest = self.state.store.put(kind, raw.as_bytes())?;
         Ok(api::url(&self.url(), kind, digest))
+    }
+
+    /// [`publish`](Self::publish) for a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::FileRefused`] with what `publish` says.
+    pub fn publish_file(&self, path: &Path) -> Result<String> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        self.publish(bytes).map_err(|error| match error {
+            Error::Edge(source) => Error::FileRefused { path: path.to_owned(), source: Box::new(source) },
+            other => other,
+        })
     }
 
     /// Serves until `stop` is cancelled; then accepts nothing new, finishes what is in progress within the grace time,

@@ -113,8 +113,17 @@ fn packs_made_elsewhere_are_served_after_the_checks_of_a_device() {
     let mut tampered = dense.clone();
     *tampered.last_mut().unwrap() ^= 1;
     let mut url = String::new();
+    let file = other.path("unsigned.pack");
+    std::fs::write(&file, &unsigned).unwrap();
     let server = Running::start_with(ServeOptions::default(), |server: &Server| {
         url = server.publish(dense.clone()).unwrap();
+        match server.publish_file(&file) {
+            Err(Error::FileRefused { path, source }) => {
+                assert_eq!(path, file);
+                assert!(matches!(*source, EdgeError::UnsignedPack), "{source}");
+            }
+            other => panic!("{other:?}"),
+        }
         assert!(matches!(server.publish(unsigned), Err(Error::Edge(EdgeError::UnsignedPack))));
         assert!(matches!(server.publish(tampered), Err(Error::Edge(EdgeError::DigestMismatch { .. }))));
         assert!(matches!(server.publish(b"PK".to_vec()), Err(Error::Edge(EdgeError::InvalidPack { .. }))));
