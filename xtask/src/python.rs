@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell;
 
-/// Scripts that make committed fixtures, with the file or folder each writes under `tests/fixtures/`.
-const FIXTURES: &str = "tests/fixtures";
+/// Folders of scripts that make committed fixtures.
+const FIXTURES: [&str; 2] = ["tests/fixtures", "cloud-generator/tests/fixtures"];
 
 /// A Python 3 that has pip: `EDGEWELD_PYTHON`, `python3` or `python`, else a private virtual environment of it.
 pub(crate) fn with_pip() -> Result<OsString> {
@@ -66,21 +66,23 @@ pub(crate) fn with_genai() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// Runs every script `tests/fixtures/make_*.py`.
+/// Runs every script `make_*.py` of the fixture folders.
 pub(crate) fn fixtures() -> Result<()> {
-    let folder = shell::workspace().join(FIXTURES);
-    let mut scripts: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .with_context(|| format!("{FIXTURES}: cannot list"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
+    let mut scripts = Vec::new();
+    for folder in FIXTURES {
+        let entries = std::fs::read_dir(shell::workspace().join(folder));
+        let entries = entries.with_context(|| format!("{folder}: cannot list"))?;
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let before = scripts.len();
+        scripts.extend(paths.filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             name.starts_with("make_") && name.ends_with(".py")
-        })
-        .collect();
-    scripts.sort();
-    if scripts.is_empty() {
-        bail!("{FIXTURES} has no make_*.py");
+        }));
+        if scripts.len() == before {
+            bail!("{folder} has no make_*.py");
+        }
     }
+    scripts.sort();
     let python = interpreter()?;
     for script in scripts {
         shell::run(shell::command(&python, &[&script]).env("EDGEWELD_MODELS", crate::models::folder())).context(
