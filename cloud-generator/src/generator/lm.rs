@@ -1,6 +1,6 @@
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor};
 use edgeweld::gguf::GgufFile;
@@ -22,8 +22,9 @@ pub struct LanguageModel {
     pub digest: Digest,
     /// What packs for it must name.
     pub identity: ModelIdentity,
-    // The same weights on the edge runtime's kernels, where there is no GPU: several times faster than gradients need.
-    inference: Option<Decoder<Cpu>>,
+    file: GgufFile,
+    // The same weights on the edge runtime's kernels, from the first call of `states` on.
+    inference: OnceLock<Decoder<Cpu>>,
 }
 
 impl LanguageModel {
@@ -34,28 +35,34 @@ impl LanguageModel {
         let decoder = Decoder::load(&file, backend, &CancelToken::default(), &mut |_, _| {})?;
         let tokenizer = Tokenizer::from_gguf(file.metadata())?;
         let identity = ModelIdentity::of(&file, &tokenizer)?;
-        let inference = device.is_cpu().then(|| -> Result<_> {
-            let cpu = Cpu::new(&CpuOptions { threads: Some(rayon::current_num_threads()) })?;
-            Ok(Decoder::load(&file, Arc::new(cpu), &CancelToken::default(), &mut |_, _| {})?)
-        });
-        Ok(Self { decoder, tokenizer, digest: identity.base, identity, inference: inference.transpose()? })
+        Ok(Self { decoder, tokenizer, digest: identity.base, identity, file, inference: OnceLock::new() })
     }
 
     /// The states of `ids` after the first `layer_count` layers, without gradients: `[ids, hidden]`.
     ///
-    /// On the CPU they are those of the edge runtime, to the bit.
+    /// On the CPU they are those of the edge runtime, to the bit: its kernels are several times faster than gradients
+    /// allow. The first call loads the model for them.
     pub fn states(&self, ids: &[u32], layer_count: usize, cancel: &CancelToken) -> Result<Tensor> {
-        let Some(inference) = &self.inference else {
+        if !self.decoder.backend.device().is_cpu() {
             let lower = cut(&self.decoder, 0..layer_count);
             let mut batch = Batch::packed(&[ids.len()], vec![None]);
             return Ok(lower.hidden(lower.embed(ids)?, &mut batch, None, cancel)?.detach());
-        };
-        let lower = cut(inference, 0..layer_count);
+        }
+        let lower = cut(self.inference()?, 0..layer_count);
         let mut sequence = lower.backend.sequence(&lower.config.attention, ids.len())?;
         let states = lower.hidden(lower.embed(ids)?, &mut sequence, None, cancel)?;
         let mut values = Vec::new();
         lower.backend.read(&states, &mut values)?;
         Ok(Tensor::from_vec(values, (ids.len(), lower.config.hidden_size), &Device::Cpu)?)
+    }
+
+    fn inference(&self) -> Result<&Decoder<Cpu>> {
+        if let Some(decoder) = self.inference.get() {
+            return Ok(decoder);
+        }
+        let cpu = Cpu::new(&CpuOptions { threads: Some(rayon::current_num_threads()) })?;
+        let decoder = Decoder::load(&self.file, Arc::new(cpu), &CancelToken::default(), &mut |_, _| {})?;
+        Ok(self.inference.get_or_init(|| decoder))
     }
 
     /// The decoder cut to `layers`; it shares their weights.
