@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use edgeweld::CancelToken;
 use edgeweld::gguf::{GgufFile, GgufWriter, Value};
-use edgeweld_cloud::data::{Item, Task};
+use edgeweld::lora::LoraSet;
+use edgeweld_cloud::data::{Item, Question, Task};
 use edgeweld_cloud::edge_model::EdgeModel;
-use edgeweld_cloud::eval::{Arm, EvalOptions, EvalTask, Format, Packs, Report, evaluate, select};
+use edgeweld_cloud::eval::{
+    Arm, EvalOptions, EvalTask, Format, PackSources, Packs, Report, Request, evaluate, log_likelihoods, lorahub, select,
+};
 use edgeweld_cloud::generator::{Generator, GeneratorConfig, LanguageModel, Reading, Routing};
 use edgeweld_cloud::method::Composition;
-use edgeweld_cloud::train::{Sample, Sampler, Schedule, Step, StepReport, TrainConfig, Trainer};
+use edgeweld_cloud::train::{Input, Sample, Sampler, Schedule, Step, StepReport, TrainConfig, Trainer};
 use edgeweld_cloud::{Error, Result};
 
 const TEMPLATE: &str = "{% for message in messages %}{{ message.content }}\n{% endfor %}";
@@ -139,7 +142,7 @@ fn torch_pass() -> Vec<Step> {
         recurs: true,
         samples: items
             .map(|(input, answer)| Sample {
-                input: input.into(),
+                input: Input::Turn(input.into()),
                 answer: answer.into(),
                 choices: choices.map(String::from).into(),
             })
@@ -184,6 +187,41 @@ fn gradients_of_every_trained_tensor_agree_with_pytorch() {
             assert!(difference < 1e-4 * scale, "{name} {parameter}: differs by {difference} of {scale}");
         }
     }
+}
+
+#[test]
+fn a_multiple_choice_item_is_learnt_as_the_harness_asks_it() {
+    let question = Some(Question { context: None, text: "what is red".into() });
+    let choices = vec!["a hat".into(), "the sea".into()];
+    let item =
+        Item { input: "what is red\n- a hat\n- the sea".into(), outputs: vec!["a hat".into()], choices, question };
+    let task = Task { name: "arc_easy".into(), items: vec![item; 2], ..tasks().remove(0) };
+    let config = TrainConfig { harness_share: 1.0, ..config(extended()) };
+    let steps = Sampler::new(vec![task], &config, |_| true).pass(&config, 0);
+    let sample = &steps[0].samples[0];
+    assert!(matches!(&sample.input, Input::Text(text) if text == "Question: what is red\nAnswer:"));
+    assert_eq!(
+        (sample.answer.as_str(), sample.choices.as_slice()),
+        (" a hat", &[" a hat".into(), " the sea".into()][..])
+    );
+}
+
+#[test]
+fn a_prompt_in_context_stands_before_every_turn_and_is_not_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let tokens = |prompt_in_context: bool, item_tokens_max: usize| {
+        let config = TrainConfig { prompt_in_context, item_tokens_max, baseline: None, ..config(blind(0)) };
+        let mut trainer = trainer(&model, config).unwrap();
+        let mut report = StepReport { learners: vec![Default::default()], ..Default::default() };
+        trainer.learn(&torch_pass(), 0, &mut report, &CancelToken::new()).unwrap();
+        report.tokens
+    };
+    // Each prompt stands before two items, with two line breaks behind it; a letter is a token.
+    let prompts = 2 * ("say yes or no".len() + 2) + 2 * ("is it up or down".len() + 2);
+    assert_eq!(tokens(true, 2048), tokens(false, 2048) + prompts);
+    assert!(tokens(false, 10) < tokens(false, 2048));
+    assert_eq!(tokens(true, 10), tokens(false, 10) + prompts);
 }
 
 fn weights(trainer: &Trainer) -> Vec<(String, Vec<f32>)> {
@@ -283,6 +321,7 @@ fn rejects_configurations_by_the_name_of_the_option() {
         ("weight_average", run(|c| c.weight_average = 1.0)),
         ("dropout", run(|c| c.dropout = 1.0)),
         ("label_share", run(|c| c.label_share = Some(1.5))),
+        ("harness_share", run(|c| c.harness_share = -0.5)),
     ] {
         match trainer(&model, config).err() {
             Some(Error::InvalidOption { option: actual, .. }) => assert_eq!(actual, option),
@@ -325,7 +364,10 @@ fn evaluated(model: &Path, folder: &Path) -> (EdgeModel, Packs, Vec<EvalTask>, E
     steps(&mut trainer, 4);
     trainer.save_generator(folder).unwrap();
     let edge = EdgeModel::load(model, Some(1)).unwrap();
-    let packs = Packs::load(Some((&folder.join("generator"), model)), Some(&folder.join("baseline")), model).unwrap();
+    let (generator, baseline) = (folder.join("generator"), folder.join("baseline"));
+    let sources =
+        PackSources { generator: Some((&generator, model)), lora: Some(&baseline), lora_prompt: Some(&baseline) };
+    let packs = Packs::load(model, sources).unwrap();
     let tasks = select(tasks(), 5, 4, false);
     let options =
         EvalOptions { arms: Arm::ALL.to_vec(), shots: 2, pack_examples: 0, format: Format::Chat, answer_tokens_max: 4 };
@@ -343,21 +385,23 @@ fn evaluation_runs_every_arm_on_the_same_items_and_continues_where_it_stopped() 
         Ok(())
     })
     .unwrap();
-    // No other task has the labels of either.
-    assert_eq!((runs, all.len()), (12, 12));
+    // No other task has the labels of either, and neither has examples that LoraHub could fit.
+    assert_eq!((runs, all.len()), (14, 14));
     assert!(all.iter().all(|outcome| outcome.scores.len() == 5 && outcome.ranked));
     let of = |task: &str, arm: Arm| all.iter().find(|outcome| outcome.task == task && outcome.arm == arm).unwrap();
     assert_eq!(of("t", Arm::Pack).pack_of.as_deref(), Some("t"));
     assert_eq!(of("t", Arm::PackMismatched).pack_of.as_deref(), Some("u"));
     assert_eq!(of("t", Arm::None).prompt_tokens, 0.0);
-    assert_eq!(of("t", Arm::Prompt).prompt_tokens, "say yes or no\n".len() as f64, "a letter is a token");
+    for arm in [Arm::Prompt, Arm::LoraPrompt] {
+        assert_eq!(of("t", arm).prompt_tokens, "say yes or no\n".len() as f64, "a letter is a token");
+    }
 
     let again = evaluate(&edge, &packs, &tasks, &options, all[..7].to_vec(), &CancelToken::new(), &mut |_| {
         runs += 1;
         Ok(())
     })
     .unwrap();
-    assert_eq!(runs, 12 + 5, "what was done is not run again");
+    assert_eq!(runs, 14 + 7, "what was done is not run again");
     let scores = |outcomes: &[edgeweld_cloud::eval::Outcome]| {
         outcomes.iter().map(|outcome| (outcome.task.clone(), outcome.arm, outcome.scores.clone())).collect::<Vec<_>>()
     };
@@ -400,6 +444,34 @@ fn the_lora_arm_refuses_a_generator_that_reads_prompts() {
     let model = model(folder.path());
     let trainer = trainer(&model, config(extended())).unwrap();
     trainer.save_generator(folder.path()).unwrap();
-    let error = Packs::load(None, Some(&folder.path().join("generator")), &model).err();
+    let generator = folder.path().join("generator");
+    let error = Packs::load(&model, PackSources { lora: Some(&generator), ..PackSources::default() }).err();
     assert!(matches!(error, Some(Error::InvalidOption { option: "--baseline", .. })), "{error:?}");
+}
+
+#[test]
+fn lorahub_finds_weights_that_fit_the_shots_better_than_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let generator = GeneratorConfig { shared_expert: false, routing: Routing::KeepTop, ..extended() };
+    let config = TrainConfig { baseline: None, dropout: 0.0, ..config(generator) };
+    let mut trainer = trainer(&model, config).unwrap();
+    steps(&mut trainer, 20);
+    let edge = EdgeModel::load(&model, Some(1)).unwrap();
+    let task = &select(tasks(), 4, 4, false)[0];
+    let shots: Vec<Request> = task
+        .task
+        .items
+        .iter()
+        .flat_map(|item| Format::Chat.requests(&edge, "t", None, item, &item.outputs).unwrap())
+        .collect();
+    let found = || lorahub(&edge, &trainer.learners[0].generator, &shots, &CancelToken::new()).unwrap();
+    let likelihood = |lora: Option<&LoraSet>| -> f64 {
+        let mut reader = edge.reader(64, lora.map(|lora| edge.side_path(lora).unwrap())).unwrap();
+        log_likelihoods(&mut reader, &shots, &CancelToken::new()).unwrap().iter().sum()
+    };
+    let lora = found();
+    assert!(likelihood(Some(&lora)) > likelihood(None) + 0.1, "{} {}", likelihood(Some(&lora)), likelihood(None));
+    assert_eq!(lora, found(), "the search is repeatable");
+    assert!(lora.layers[0].gate.is_none(), "layers below the first with a delta get none");
 }

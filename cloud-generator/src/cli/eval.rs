@@ -5,7 +5,9 @@ use clap::{Args, ValueEnum};
 use edgeweld::CancelToken;
 use edgeweld_cloud::data::{Splits, Task, read_tasks};
 use edgeweld_cloud::edge_model::EdgeModel;
-use edgeweld_cloud::eval::{Arm, EvalOptions, EvalTask, Format, Outcome, Packs, Report, evaluate, html, select};
+use edgeweld_cloud::eval::{
+    Arm, EvalOptions, EvalTask, Format, Outcome, PackSources, Packs, Report, evaluate, html, select,
+};
 use edgeweld_cloud::files::write_atomically;
 use edgeweld_cloud::generator::GeneratorInfo;
 use edgeweld_cloud::{Error, Result};
@@ -45,6 +47,9 @@ pub(crate) struct EvalArgs {
     /// Generator folder of the multi-task LoRA, for the lora arm; default: `baseline` beside the generator's files.
     #[arg(long)]
     baseline: Option<PathBuf>,
+    /// Generator folder of the multi-task LoRA that was trained with prompts in the context, for the lora-prompt arm.
+    #[arg(long)]
+    prompted_baseline: Option<PathBuf>,
     /// Data file (task or mc lines, gzip or not); repeat for more.
     #[arg(long, required = true)]
     tasks: Vec<PathBuf>,
@@ -57,13 +62,14 @@ pub(crate) struct EvalArgs {
     /// Which tasks of the files.
     #[arg(long, value_enum, default_value = "all")]
     split: Split,
-    /// Arms, separated by commas: none, prompt, fewshot, pack, pack-mismatched, pack-same-labels, lora.
+    /// Arms, separated by commas: none, prompt, fewshot, pack, pack-mismatched, pack-same-labels, lora, lora-prompt,
+    /// lorahub.
     #[arg(long, value_delimiter = ',', default_value = "none,prompt,pack,pack-mismatched")]
     arms: Vec<String>,
     /// Most items per task.
     #[arg(long, default_value_t = 100)]
     limit: usize,
-    /// Examples in the context of the fewshot arm.
+    /// Examples in the context of the fewshot arm, and that the lorahub arm fits.
     #[arg(long, default_value_t = 5)]
     shots: usize,
     /// Examples in the prompt that a pack is made of.
@@ -121,10 +127,14 @@ pub(crate) fn run(args: EvalArgs, cancel: &CancelToken) -> Result<()> {
     std::fs::create_dir_all(&args.out).map_err(Error::io(&args.out))?;
     let (done, path) = outcomes(&args.out, &settings)?;
     let edge = EdgeModel::load(&args.edge, args.threads)?;
-    let generator = args.generator.as_deref().zip(args.cloud.as_deref());
     let beside = args.generator.as_ref().map(|folder| folder.join("baseline")).filter(|folder| folder.exists());
     let baseline = args.baseline.clone().or(beside);
-    let packs = Packs::load(generator, baseline.as_deref(), &args.edge)?;
+    let sources = PackSources {
+        generator: args.generator.as_deref().zip(args.cloud.as_deref()),
+        lora: baseline.as_deref(),
+        lora_prompt: args.prompted_baseline.as_deref(),
+    };
+    let packs = Packs::load(&args.edge, sources)?;
     let mut file = std::fs::File::options().append(true).open(&path).map_err(Error::io(&path))?;
     let evaluation = evaluate(&edge, &packs, &tasks, &options, done, cancel, &mut |progress| {
         let outcome = progress.outcome;
@@ -185,6 +195,7 @@ fn settings(args: &EvalArgs, options: &EvalOptions, tasks: &[EvalTask]) -> Resul
         "edge": file(&args.edge),
         "generator": args.generator.as_ref().map(name).transpose()?,
         "baseline": args.baseline.as_ref().map(name).transpose()?,
+        "prompted_baseline": args.prompted_baseline.as_ref().map(name).transpose()?,
         "cloud": args.cloud.as_ref().and_then(file),
         "files": args.tasks.iter().filter_map(file).collect::<Vec<_>>(),
         "split": format!("{:?}", args.split).to_lowercase(),

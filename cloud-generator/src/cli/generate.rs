@@ -1,10 +1,12 @@
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use edgeweld::CancelToken;
+use edgeweld::chat::Message;
 use edgeweld_cloud::device::Device;
+use edgeweld_cloud::edge_model::EdgeModel;
 use edgeweld_cloud::files::write_atomically;
 use edgeweld_cloud::publish::{PackRequest, Payload, Publisher, PublisherOptions};
 use edgeweld_cloud::{Error, Result};
@@ -45,6 +47,10 @@ pub(crate) struct GenerateArgs {
     /// Where the pool file goes; needed with `--payload gates`.
     #[arg(long)]
     pool_out: Option<PathBuf>,
+    /// Also time this many rounds of making the packs, each followed by a prefill of every prompt by the edge model on
+    /// the CPU: what a request without a pack and without a saved prefix costs.
+    #[arg(long, value_name = "ROUNDS", value_parser = clap::value_parser!(u16).range(1..))]
+    time_prefill: Option<u16>,
     /// Pack file, one per prompt file in the same order.
     #[arg(short, long = "output", required = true)]
     output: Vec<PathBuf>,
@@ -74,7 +80,8 @@ pub(crate) fn run(args: GenerateArgs, cancel: &CancelToken) -> Result<()> {
 
     let start = Instant::now();
     let (cloud, edge) = (args.models.find(&args.cloud)?, args.models.find(&args.edge)?);
-    let options = PublisherOptions { generator: args.generator, cloud, edge, signer, device: args.device };
+    let generator = args.generator;
+    let options = PublisherOptions { generator, cloud, edge: edge.clone(), signer, device: args.device };
     let publisher = Publisher::load(options)?;
     let load_time = start.elapsed();
     let made = publisher.publish(&requests, cancel)?;
@@ -93,5 +100,46 @@ pub(crate) fn run(args: GenerateArgs, cancel: &CancelToken) -> Result<()> {
         println!("{}: {} bytes for a prompt of {} tokens", path.display(), pack.bytes.len(), pack.prompt_tokens);
         print!("{}", heat_map(&pack.gates));
     }
+    match args.time_prefill {
+        Some(rounds) => time_prefill(&publisher, &edge, &requests, rounds, cancel),
+        None => Ok(()),
+    }
+}
+
+fn time_prefill(
+    publisher: &Publisher,
+    edge: &Path,
+    requests: &[PackRequest],
+    rounds: u16,
+    cancel: &CancelToken,
+) -> Result<()> {
+    let edge = EdgeModel::load(edge, None)?;
+    let prompts = requests.iter().map(|request| edge.encode(&[Message::system(&request.system_prompt)]));
+    let prompts = prompts.collect::<Result<Vec<_>>>()?;
+    let (mut reading, mut making, mut prefill) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let made = publisher.publish(requests, cancel)?;
+        making.push(start.elapsed());
+        reading.push(made.forward_time);
+        let start = Instant::now();
+        for ids in &prompts {
+            edge.reader(ids.len(), None)?.next(ids, cancel)?;
+        }
+        prefill.push(start.elapsed());
+    }
+    let (reading, making, prefill) = (median(reading), median(making), median(prefill));
+    let ratio = |time: Duration| time.as_secs_f64() / prefill.as_secs_f64();
+    println!(
+        "median of {rounds}: prefill by the edge model {prefill:.1?}; gates {reading:.1?} ({:.2}x); whole packs {making:.1?} \
+         ({:.2}x)",
+        ratio(reading),
+        ratio(making)
+    );
     Ok(())
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
 }

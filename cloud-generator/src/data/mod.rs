@@ -1,5 +1,6 @@
 //! Tasks to train and evaluate on: the *task*, *mc* and *instr* schemas, gzip or not.
 
+pub mod harness;
 mod read;
 mod splits;
 

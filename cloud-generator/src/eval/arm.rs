@@ -18,12 +18,25 @@ pub enum Arm {
     PackSameLabels,
     /// One LoRA for all tasks.
     Lora,
+    /// One LoRA for all tasks, with the task's definition in the context.
+    LoraPrompt,
+    /// The generator's experts, weighted by what fits the task's examples best (LoraHub); nothing in the context.
+    Lorahub,
 }
 
 impl Arm {
     /// All arms, in the order of tables.
-    pub const ALL: [Self; 7] =
-        [Self::None, Self::Prompt, Self::Fewshot, Self::Pack, Self::PackMismatched, Self::PackSameLabels, Self::Lora];
+    pub const ALL: [Self; 9] = [
+        Self::None,
+        Self::Prompt,
+        Self::Fewshot,
+        Self::Pack,
+        Self::PackMismatched,
+        Self::PackSameLabels,
+        Self::Lora,
+        Self::LoraPrompt,
+        Self::Lorahub,
+    ];
 
     /// As the command line and reports write it.
     pub const fn name(self) -> &'static str {
@@ -35,6 +48,8 @@ impl Arm {
             Self::PackMismatched => "pack-mismatched",
             Self::PackSameLabels => "pack-same-labels",
             Self::Lora => "lora",
+            Self::LoraPrompt => "lora-prompt",
+            Self::Lorahub => "lorahub",
         }
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! An *arm* is a way to tell the model its task: not at all, a prompt in its context, examples in its context, the pack
 //! that a generator made of the prompt, the pack of *another* task's prompt (the control that shows whether a pack carries its
-//! own), or one multi-task LoRA for everything. Items with choices are answered by log-likelihood with the semantics
+//! own), one multi-task LoRA for everything, or a LoRA that its examples alone decide. Items with choices are answered by log-likelihood with the semantics
 //! of lm-evaluation-harness; open ones by greedy text, scored by exact match and ROUGE-L.
 
 mod arm;
 mod format;
 mod html;
+mod lorahub;
+mod packs;
 mod report;
 mod run;
 mod score;
@@ -17,8 +19,10 @@ mod task;
 pub use arm::Arm;
 pub use format::{Format, Request};
 pub use html::html;
+pub use lorahub::lorahub;
+pub use packs::{PackSources, Packs};
 pub use report::{ArmSummary, Difference, Report, Section, TaskSummary};
-pub use run::{EvalOptions, EvalProgress, Evaluation, Outcome, Packs, evaluate};
-pub use score::{Score, rank, rouge_l};
+pub use run::{EvalOptions, EvalProgress, Evaluation, Outcome, evaluate};
+pub use score::{Score, log_likelihoods, rank, rouge_l};
 pub use statistics::{Estimate, macro_mean, paired};
 pub use task::{EvalTask, select};

@@ -1,27 +1,24 @@
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
 use edgeweld::CancelToken;
-use edgeweld::lora::{LayerLora, LoraSet};
 use edgeweld::model::CpuLora;
 use serde::{Deserialize, Serialize};
 
 use super::format::chat_context;
 use super::score::{log_likelihoods, rank, text_score};
-use super::{Arm, EvalTask, Format, Request, Score};
+use super::{Arm, EvalTask, Format, Packs, Request, Score};
+use crate::Result;
+use crate::data::Item;
 use crate::edge_model::{EdgeModel, Reader};
-use crate::generator::{Generator, LanguageModel};
-use crate::{Error, Result};
 
 /// What to evaluate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalOptions {
     /// Arms, each on the same items.
     pub arms: Vec<Arm>,
-    /// Examples in the context of [`Arm::Fewshot`].
+    /// Examples in the context of [`Arm::Fewshot`], and those that [`Arm::Lorahub`] fits.
     pub shots: usize,
     /// Examples in the prompt that a pack is made of.
     pub pack_examples: usize,
@@ -29,12 +26,6 @@ pub struct EvalOptions {
     pub format: Format,
     /// Longest answer to an open item, in tokens.
     pub answer_tokens_max: usize,
-}
-
-/// What makes the LoRAs of the pack arms.
-pub struct Packs {
-    generator: Option<(Generator, LanguageModel)>,
-    baseline: Option<LoraSet>,
 }
 
 /// One arm on one task.
@@ -73,55 +64,10 @@ pub struct EvalProgress<'a> {
 /// All outcomes, in the order of tasks and arms.
 pub type Evaluation = Vec<Outcome>;
 
-impl Packs {
-    /// Loads what the arms need: a generator with its cloud LM, and the generator folder of the multi-task LoRA.
-    ///
-    /// # Errors
-    /// [`Error::InvalidFile`] if a folder is malformed or for other models; [`Error::InvalidOption`] if the baseline
-    /// reads prompts.
-    pub fn load(generator: Option<(&Path, &Path)>, baseline: Option<&Path>, edge: &Path) -> Result<Self> {
-        let device = Device::Cpu;
-        let edge = LanguageModel::load(edge, &device)?;
-        let generator = generator.map(|(folder, cloud)| {
-            let mut cloud = LanguageModel::load(cloud, &device)?;
-            let (generator, _) = Generator::load(folder, &cloud, &edge, &device)?;
-            generator.attach_cloud_lora(&mut cloud.decoder);
-            Ok::<_, Error>((generator, cloud))
-        });
-        let baseline = baseline.map(|folder| {
-            // It reads no prompt, so that the edge model can stand for its cloud LM.
-            let (generator, _) = Generator::load_blind(folder, &edge, &device)?;
-            lora(&generator, &edge, "", &CancelToken::default())
-        });
-        Ok(Self { generator: generator.transpose()?, baseline: baseline.transpose()? })
-    }
-
-    fn pack(&self, prompt: &str, cancel: &CancelToken) -> Result<LoraSet> {
-        let missing = || Error::InvalidOption { option: "--generator", reason: "the pack arms need one".into() };
-        let (generator, cloud) = self.generator.as_ref().ok_or_else(missing)?;
-        lora(generator, cloud, prompt, cancel)
-    }
-
-    fn baseline(&self) -> Result<LoraSet> {
-        let missing = || Error::InvalidOption { option: "--baseline", reason: "the lora arm needs one".into() };
-        self.baseline.clone().ok_or_else(missing)
-    }
-}
-
-// Layers without a delta get no pair, so that they cost nothing.
-fn lora(generator: &Generator, cloud: &LanguageModel, prompt: &str, cancel: &CancelToken) -> Result<LoraSet> {
-    let mut ids = cloud.encode(prompt)?;
-    ids.truncate(generator.config.prompt_tokens_max);
-    let gates = generator.gates(&generator.meta(cloud, &[ids], cancel)?)?.of_prompt(0)?;
-    let mut lora = generator.pack_pool()?.mix(&gates, generator.config.composition.into())?;
-    lora.layers[..generator.config.first_layer].fill(LayerLora::default());
-    Ok(lora)
-}
-
 /// Runs every arm on every task. What `done` holds is not run again; each new outcome goes to `listener`.
 ///
 /// # Errors
-/// [`edgeweld::Error::Cancelled`]; [`Error::InvalidOption`] if an arm lacks its generator.
+/// [`edgeweld::Error::Cancelled`]; [`Error::InvalidOption`](crate::Error::InvalidOption) if an arm lacks its generator.
 pub fn evaluate(
     edge: &EdgeModel,
     packs: &Packs,
@@ -146,7 +92,12 @@ pub fn evaluate(
             let Some(source) = pack_source(tasks, index, arm, options) else { continue };
             let start = Instant::now();
             let side = match (arm, source) {
-                (Arm::Lora, _) => Some(edge.side_path(&packs.baseline()?)?),
+                (Arm::Lora, _) => Some(edge.side_path(packs.lora()?)?),
+                (Arm::LoraPrompt, _) => Some(edge.side_path(packs.lora_prompt()?)?),
+                (Arm::Lorahub, _) => {
+                    let shots = shots(edge, task, options)?;
+                    Some(edge.side_path(&packs.lorahub(edge, &shots, cancel)?)?)
+                }
                 (_, None) => None,
                 (_, Some(source)) => {
                     let prompt = source.task.prompt(options.pack_examples);
@@ -179,7 +130,8 @@ fn pack_source<'a>(
     // Neighbours in a list of tasks are often siblings: the search starts half of the list away.
     let far = || (0..tasks.len()).map(|step| &tasks[(index + tasks.len() / 2 + step) % tasks.len()]);
     match arm {
-        Arm::None | Arm::Prompt | Arm::Fewshot | Arm::Lora => Some(None),
+        Arm::None | Arm::Prompt | Arm::Fewshot | Arm::Lora | Arm::LoraPrompt => Some(None),
+        Arm::Lorahub => (!own.task.examples.is_empty()).then_some(None),
         Arm::Pack => Some(Some(own)),
         Arm::PackMismatched => Some(Some(far().find(|task| prompt(task) != prompt(own))?)),
         Arm::PackSameLabels => {
@@ -187,6 +139,16 @@ fn pack_source<'a>(
             Some(Some(far().filter(same).find(|task| task.task.definition != own.task.definition)?))
         }
     }
+}
+
+// The task's examples with their right answers alone.
+fn shots(edge: &EdgeModel, task: &EvalTask, options: &EvalOptions) -> Result<Vec<Request>> {
+    let examples = task.examples().into_iter().take(options.shots);
+    let request = |item: Item| {
+        let requests = options.format.requests(edge, &task.task.name, None, &item, &item.outputs[..1])?;
+        Ok(requests.into_iter().next().expect("one per choice"))
+    };
+    examples.map(request).collect()
 }
 
 fn run(
@@ -255,11 +217,11 @@ fn run(
 // What stands before the items of this arm.
 fn in_context(task: &EvalTask, arm: Arm, options: &EvalOptions) -> Option<String> {
     match (arm, options.format) {
-        (Arm::Prompt, _) => Some(task.task.definition.clone()),
+        (Arm::Prompt | Arm::LoraPrompt, _) => Some(task.task.definition.clone()),
         (Arm::Fewshot, Format::Chat) => Some(task.task.prompt(options.shots)),
         (Arm::Fewshot, Format::Harness) => {
-            let examples: Vec<&str> = task.shots.iter().take(options.shots).map(String::as_str).collect();
-            Some(examples.join("\n\n"))
+            let shots = task.shots.iter().take(options.shots);
+            Some(shots.map(|shot| options.format.example(&task.task.name, shot)).collect::<Vec<_>>().join("\n\n"))
         }
         _ => None,
     }

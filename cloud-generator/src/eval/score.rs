@@ -14,7 +14,7 @@ pub struct Score {
 }
 
 /// Natural log-probabilities of the requests' answers. Requests that share their context compute it once.
-pub(super) fn log_likelihoods(reader: &mut Reader, requests: &[Request], cancel: &CancelToken) -> Result<Vec<f64>> {
+pub fn log_likelihoods(reader: &mut Reader, requests: &[Request], cancel: &CancelToken) -> Result<Vec<f64>> {
     let mut scores = Vec::with_capacity(requests.len());
     // Log-probabilities after the context of the request before.
     let mut context: &[u32] = &[];

@@ -1,6 +1,5 @@
 use std::collections::BTreeSet;
 
-use super::Format;
 use crate::data::{Item, Task};
 
 /// A task to evaluate on, with the items that were selected.
@@ -10,8 +9,8 @@ pub struct EvalTask {
     pub task: Task,
     /// What every item is answered with; empty if items have choices of their own or are open.
     pub labels: Vec<String>,
-    /// Examples as [`Format::Harness`](super::Format::Harness) shows them.
-    pub shots: Vec<String>,
+    /// Examples from other items, where the task has none of its own.
+    pub shots: Vec<Item>,
 }
 
 impl EvalTask {
@@ -33,13 +32,27 @@ impl EvalTask {
 }
 
 impl EvalTask {
+    /// Its examples as items.
+    pub fn examples(&self) -> Vec<Item> {
+        if !self.shots.is_empty() {
+            return self.shots.clone();
+        }
+        let item = |(input, output): &(String, String)| Item {
+            input: input.clone(),
+            outputs: vec![output.clone()],
+            choices: Vec::new(),
+            question: None,
+        };
+        self.task.examples.iter().map(item).collect()
+    }
+
     /// Takes examples for prompts from other items of the task (a training file's), where it has none of its own.
     pub fn take_examples(&mut self, items: &[Item], count: usize) {
         if !self.task.examples.is_empty() {
             return;
         }
         for item in items.iter().take(count) {
-            self.shots.push(Format::Harness.example(&self.task.name, item));
+            self.shots.push(item.clone());
             self.task.examples.push((item.input.clone(), item.outputs.first().cloned().unwrap_or_default()));
         }
     }

@@ -82,6 +82,12 @@ pub struct TrainConfig {
     pub instruction_share: f64,
     /// Share of the other prompts drawn from tasks with choices or a label set; each task alike if absent.
     pub label_share: Option<f64>,
+    /// Share of multiple-choice items that are learnt as lm-evaluation-harness asks them (plain text that the answer
+    /// continues) instead of as a user's turn with the options listed.
+    pub harness_share: f64,
+    /// Shows the prompt to the edge model too, as the system message of every turn: for a plain LoRA that keeps its
+    /// prompt, as a baseline.
+    pub prompt_in_context: bool,
     /// The generator.
     pub generator: GeneratorConfig,
     /// A second one that learns from the same passes: the baseline to compare with, on equal data and steps.
@@ -117,6 +123,8 @@ impl Default for TrainConfig {
             item_cache_bytes: 1 << 30,
             instruction_share: 0.2,
             label_share: None,
+            harness_share: 0.0,
+            prompt_in_context: false,
             generator: GeneratorConfig::default(),
             baseline: None,
         }
@@ -141,6 +149,7 @@ impl TrainConfig {
             ("weight_average", (0.0..1.0).contains(&self.weight_average), "must be in [0, 1)"),
             ("dropout", (0.0..1.0).contains(&self.dropout), "must be in [0, 1)"),
             ("instruction_share", share(self.instruction_share), "must be in [0, 1]"),
+            ("harness_share", share(self.harness_share), "must be in [0, 1]"),
             ("label_share", self.label_share.is_none_or(share), "must be in [0, 1]"),
             ("checkpoint_minutes", self.checkpoint_minutes > 0.0, "must be above zero"),
         ];

@@ -6,9 +6,9 @@ use edgeweld::CancelToken;
 use edgeweld::model::Decoder;
 use edgeweld::tokenizer::EncodeOptions;
 
-use super::{Sample, TrainConfig};
+use super::{Input, Sample, TrainConfig};
 use crate::Result;
-use crate::data::Item;
+use crate::data::{Item, harness};
 use crate::generator::{LanguageModel, user_turn};
 use crate::grad::Grad;
 
@@ -47,15 +47,33 @@ impl Items {
         }
     }
 
-    /// The turn, the answer and the end of turn; the input is cut in front if they are too long.
-    pub(super) fn turn(&self, sample: &Sample) -> Result<Turn> {
+    /// What comes before the answer, after `prompt` if the edge model sees one, and the answer, which ends a turn. What
+    /// is too long without the prompt is cut in front.
+    pub(super) fn turn(&self, sample: &Sample, prompt: Option<&str>) -> Result<Turn> {
         let tokenizer = &self.edge.tokenizer;
         let plain = EncodeOptions { add_special: false, parse_special: false };
-        let limit = self.tokens_max;
-        let mut ids = user_turn(tokenizer, None, &sample.input)?;
-        let mut answer = tokenizer.encode(&sample.answer, plain)?;
-        answer.extend(tokenizer.special_token("<|im_end|>").or(tokenizer.eos()));
-        answer.truncate(limit / 2);
+        let encode = |prompt: Option<&str>| -> Result<(Vec<u32>, Vec<u32>)> {
+            match &sample.input {
+                Input::Turn(input) => {
+                    let mut answer = tokenizer.encode(&sample.answer, plain)?;
+                    answer.extend(tokenizer.special_token("<|im_end|>").or(tokenizer.eos()));
+                    Ok((user_turn(tokenizer, prompt, input)?, answer))
+                }
+                Input::Text(context) => {
+                    let context = prompt.map(|prompt| format!("{prompt}\n\n")).unwrap_or_default() + context;
+                    let (mut ids, first) = harness::encode(tokenizer, &context, &sample.answer)?;
+                    let answer = ids.split_off(first);
+                    Ok((ids, answer))
+                }
+            }
+        };
+        let (mut ids, mut answer) = encode(None)?;
+        let mut limit = self.tokens_max;
+        if prompt.is_some() {
+            let bare = std::mem::replace(&mut ids, encode(prompt)?.0);
+            limit += ids.len() - bare.len();
+        }
+        answer.truncate(self.tokens_max / 2);
         if ids.len() + answer.len() > limit {
             ids.drain(..ids.len() + answer.len() - limit);
         }

@@ -14,5 +14,5 @@ pub use config::{Schedule, TrainConfig, Weighting};
 pub use curves::curves;
 pub use items::fits;
 pub use learner::Learner;
-pub use sampler::{Sample, Sampler, Step};
+pub use sampler::{Input, Sample, Sampler, Step};
 pub use trainer::{LearnerReport, StepReport, Trainer};

@@ -3,7 +3,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
 use super::TrainConfig;
-use crate::data::{Item, Task};
+use crate::data::{Item, Task, harness};
 
 /// Items a task must keep to be trained on, where long ones are left out.
 const ITEMS_MIN: usize = 8;
@@ -34,10 +34,18 @@ pub struct Step {
     pub samples: Vec<Sample>,
 }
 
+/// What the edge model sees before an answer.
+pub enum Input {
+    /// What a user sends, in the chat template.
+    Turn(String),
+    /// Plain text that the answer continues, as lm-evaluation-harness asks.
+    Text(String),
+}
+
 /// One item with the answer to learn.
 pub struct Sample {
-    /// What the user sends.
-    pub input: String,
+    /// What comes before the answer.
+    pub input: Input,
     /// What to answer.
     pub answer: String,
     /// The answers to choose from, `answer` among them; empty for open ones.
@@ -121,12 +129,27 @@ impl Labelled {
         let samples = (0..config.items_per_prompt).map(|_| {
             let items = self.by_label.choose(rng).expect("a task has items");
             let item = &self.task.items[*items.choose(rng).expect("a label has items")];
+            if item.question.is_some() && config.harness_share > 0.0 && rng.random_bool(config.harness_share) {
+                return as_the_harness_asks(&self.task.name, item);
+            }
             let choices = if self.labels.is_empty() { &item.choices } else { &self.labels };
-            Sample { input: item.input.clone(), answer: item.outputs[0].clone(), choices: choices.clone() }
+            let input = Input::Turn(item.input.clone());
+            Sample { input, answer: item.outputs[0].clone(), choices: choices.clone() }
         });
         let samples = samples.collect();
         Step { prompt: prompt(&self.task, config, rng), recurs: true, samples }
     }
+}
+
+// Only contexts that all choices share make a choice among first tokens.
+fn as_the_harness_asks(task: &str, item: &Item) -> Sample {
+    let question = item.question.as_ref().expect("only multiple-choice items are asked so");
+    let right = item.choices.iter().position(|choice| *choice == item.outputs[0]).expect("the answer is a choice");
+    let mut pairs = harness::texts(task, question, &item.choices);
+    let shared = pairs.iter().all(|(context, _)| *context == pairs[0].0);
+    let choices = if shared { pairs.iter().map(|(_, answer)| answer.clone()).collect() } else { Vec::new() };
+    let (context, answer) = pairs.swap_remove(right);
+    Sample { input: Input::Text(context), answer, choices }
 }
 
 fn open(task: &Task, config: &TrainConfig, rng: &mut StdRng) -> Step {
@@ -136,7 +159,7 @@ fn open(task: &Task, config: &TrainConfig, rng: &mut StdRng) -> Step {
     let (drawn, _) = order.partial_shuffle(rng, count);
     let sample = |item: &&Item| {
         let answer = item.outputs.choose(rng).expect("an item has an answer").clone();
-        Sample { input: item.input.clone(), answer, choices: Vec::new() }
+        Sample { input: Input::Turn(item.input.clone()), answer, choices: Vec::new() }
     };
     let samples = drawn.iter().map(sample).collect();
     Step { prompt: prompt(task, config, rng), recurs: task.items.len() > 1, samples }

@@ -154,8 +154,9 @@ impl Trainer {
         let (mut turns, mut states, mut groups, mut row_count) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for step in steps {
             let start = row_count;
+            let prompt = self.config.prompt_in_context.then_some(step.prompt.as_str());
             for sample in &step.samples {
-                let turn = self.items.turn(sample)?;
+                let turn = self.items.turn(sample, prompt)?;
                 row_count += turn.ids.len();
                 states.push(self.items.state(&turn.ids, cancel)?);
                 turns.push(turn);

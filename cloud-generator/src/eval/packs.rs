@@ -1,0 +1,93 @@
+use std::path::Path;
+
+use candle_core::Device;
+use edgeweld::CancelToken;
+use edgeweld::lora::{LayerLora, LoraSet};
+
+use super::{Request, lorahub};
+use crate::edge_model::EdgeModel;
+use crate::generator::{Generator, LanguageModel};
+use crate::{Error, Result};
+
+/// What makes the LoRAs of the arms that have one.
+pub struct Packs {
+    generator: Option<(Generator, LanguageModel)>,
+    lora: Option<LoraSet>,
+    lora_prompt: Option<LoraSet>,
+}
+
+/// Where [`Packs`] come from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PackSources<'a> {
+    /// Generator folder and the GGUF file of its cloud LM.
+    pub generator: Option<(&'a Path, &'a Path)>,
+    /// Generator folder of the multi-task LoRA.
+    pub lora: Option<&'a Path>,
+    /// Generator folder of the multi-task LoRA that was trained with prompts in the context.
+    pub lora_prompt: Option<&'a Path>,
+}
+
+impl Packs {
+    /// Loads what the arms need, for the edge model in the GGUF file `edge`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if a folder is malformed or for other models; [`Error::InvalidOption`] if a multi-task
+    /// LoRA reads prompts.
+    pub fn load(edge: &Path, sources: PackSources) -> Result<Self> {
+        let device = Device::Cpu;
+        let edge = LanguageModel::load(edge, &device)?;
+        let generator = sources.generator.map(|(folder, cloud)| {
+            let mut cloud = LanguageModel::load(cloud, &device)?;
+            let (generator, _) = Generator::load(folder, &cloud, &edge, &device)?;
+            generator.attach_cloud_lora(&mut cloud.decoder);
+            Ok::<_, Error>((generator, cloud))
+        });
+        let blind = |folder: &Path| {
+            // It reads no prompt, so that the edge model can stand for its cloud LM.
+            let (generator, _) = Generator::load_blind(folder, &edge, &device)?;
+            lora(&generator, &edge, "", &CancelToken::default())
+        };
+        Ok(Self {
+            generator: generator.transpose()?,
+            lora: sources.lora.map(blind).transpose()?,
+            lora_prompt: sources.lora_prompt.map(blind).transpose()?,
+        })
+    }
+
+    pub(super) fn pack(&self, prompt: &str, cancel: &CancelToken) -> Result<LoraSet> {
+        let (generator, cloud) = self.generator()?;
+        lora(generator, cloud, prompt, cancel)
+    }
+
+    pub(super) fn lorahub(&self, edge: &EdgeModel, shots: &[Request], cancel: &CancelToken) -> Result<LoraSet> {
+        let (generator, _) = self.generator()?;
+        lorahub(edge, generator, shots, cancel)
+    }
+
+    pub(super) fn lora(&self) -> Result<&LoraSet> {
+        let reason = || "the lora arm needs one".into();
+        self.lora.as_ref().ok_or_else(|| Error::InvalidOption { option: "--baseline", reason: reason() })
+    }
+
+    pub(super) fn lora_prompt(&self) -> Result<&LoraSet> {
+        let reason = || "the lora-prompt arm needs one".into();
+        self.lora_prompt
+            .as_ref()
+            .ok_or_else(|| Error::InvalidOption { option: "--prompted-baseline", reason: reason() })
+    }
+
+    fn generator(&self) -> Result<&(Generator, LanguageModel)> {
+        let missing = || Error::InvalidOption { option: "--generator", reason: "the pack arms need one".into() };
+        self.generator.as_ref().ok_or_else(missing)
+    }
+}
+
+// Layers without a delta get no pair, so that they cost nothing.
+fn lora(generator: &Generator, cloud: &LanguageModel, prompt: &str, cancel: &CancelToken) -> Result<LoraSet> {
+    let mut ids = cloud.encode(prompt)?;
+    ids.truncate(generator.config.prompt_tokens_max);
+    let gates = generator.gates(&generator.meta(cloud, &[ids], cancel)?)?.of_prompt(0)?;
+    let mut lora = generator.pack_pool()?.mix(&gates, generator.config.composition.into())?;
+    lora.layers[..generator.config.first_layer].fill(LayerLora::default());
+    Ok(lora)
+}
