@@ -65,21 +65,20 @@ impl Packs {
     }
 
     pub(super) fn lora(&self) -> Result<&LoraSet> {
-        let reason = || "the lora arm needs one".into();
-        self.lora.as_ref().ok_or_else(|| Error::InvalidOption { option: "--baseline", reason: reason() })
+        self.lora.as_ref().ok_or_else(|| missing("--baseline", "the lora arm needs one"))
     }
 
     pub(super) fn lora_prompt(&self) -> Result<&LoraSet> {
-        let reason = || "the lora-prompt arm needs one".into();
-        self.lora_prompt
-            .as_ref()
-            .ok_or_else(|| Error::InvalidOption { option: "--prompted-baseline", reason: reason() })
+        self.lora_prompt.as_ref().ok_or_else(|| missing("--prompted-baseline", "the lora-prompt arm needs one"))
     }
 
     fn generator(&self) -> Result<&(Generator, LanguageModel)> {
-        let missing = || Error::InvalidOption { option: "--generator", reason: "the pack arms need one".into() };
-        self.generator.as_ref().ok_or_else(missing)
+        self.generator.as_ref().ok_or_else(|| missing("--generator", "the pack arms and lorahub need one"))
     }
+}
+
+fn missing(option: &'static str, reason: &str) -> Error {
+    Error::InvalidOption { option, reason: reason.into() }
 }
 
 // Layers without a delta get no pair, so that they cost nothing.

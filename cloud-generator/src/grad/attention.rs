@@ -8,6 +8,7 @@ use edgeweld::model::AttentionParams;
 use rayon::prelude::*;
 
 use super::batch::Prefix;
+use super::exp::exp;
 use super::matmul::{Into, Mat, elements, matmul_serial, with_elements};
 use super::norm::{normalise, normalise_back};
 use super::rope::{rotate, rotate_back};
@@ -272,11 +273,8 @@ impl Attend {
 
 fn softmax(row: &mut [f32]) {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for x in row.iter_mut() {
-        *x = (*x - max).exp();
-        sum += *x;
-    }
+    row.iter_mut().for_each(|x| *x = exp(*x - max));
+    let sum: f32 = row.iter().sum();
     row.iter_mut().for_each(|x| *x /= sum);
 }
 

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use edgeweld::model::Activation;
 use rayon::prelude::*;
 
+use super::exp::exp;
 use super::matmul::{elements, with_elements};
 use super::primitive;
 
@@ -28,7 +29,7 @@ const GELU_CUBIC: f32 = 0.044_715;
 
 // (activation(x), its derivative)
 fn silu(x: f32) -> (f32, f32) {
-    let sigmoid = 1.0 / (1.0 + (-x).exp());
+    let sigmoid = 1.0 / (1.0 + exp(-x));
     (x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid)))
 }
 
@@ -39,13 +40,35 @@ fn gelu_tanh(x: f32) -> (f32, f32) {
     (0.5 * x * (1.0 + tanh), 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * inner_slope)
 }
 
-impl Glu {
-    fn activation(&self) -> fn(f32) -> (f32, f32) {
-        match self.activation {
-            Activation::Silu => silu,
-            Activation::GeluTanh => gelu_tanh,
-        }
-    }
+// Both loops are made for each activation, so that it is part of them and not called per element.
+fn forward(gate: &[f32], up: &[f32], activation: impl Fn(f32) -> (f32, f32) + Sync) -> Vec<f32> {
+    let mut y = vec![0f32; gate.len()];
+    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
+    y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (gate, up))| {
+        y.iter_mut().zip(gate.iter().zip(up)).for_each(|(y, (&gate, up))| *y = activation(gate).0 * up);
+    });
+    y
+}
+
+// The gradients of gate and up.
+fn backward(
+    gate: &[f32],
+    up: &[f32],
+    dy: &[f32],
+    activation: impl Fn(f32) -> (f32, f32) + Sync,
+) -> (Vec<f32>, Vec<f32>) {
+    let (mut dgate, mut dup) = (vec![0f32; gate.len()], vec![0f32; up.len()]);
+    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
+    let outputs = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
+    outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), dy))| {
+        let inputs = gate.iter().zip(up).zip(dy);
+        dgate.iter_mut().zip(dup).zip(inputs).for_each(|((dgate, dup), ((&gate, up), dy))| {
+            let (value, slope) = activation(gate);
+            *dgate = dy * up * slope;
+            *dup = dy * value;
+        });
+    });
+    (dgate, dup)
 }
 
 impl CustomOp2 for Glu {
@@ -55,37 +78,25 @@ impl CustomOp2 for Glu {
 
     fn cpu_fwd(&self, gate: &CpuStorage, gl: &Layout, up: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (elements(gate, gl)?, elements(up, ul)?);
-        let activation = self.activation();
-        let mut y = vec![0f32; gate.len()];
-        let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
-        y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (gate, up))| {
-            y.iter_mut().zip(gate.iter().zip(up)).for_each(|(y, (&gate, up))| *y = activation(gate).0 * up);
-        });
+        let y = match self.activation {
+            Activation::Silu => forward(gate, up, silu),
+            Activation::GeluTanh => forward(gate, up, gelu_tanh),
+        };
         Ok((CpuStorage::F32(y), gl.shape().clone()))
     }
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let activation = self.activation();
-        let (mut dgate, mut dup) = (vec![0f32; gate.elem_count()], vec![0f32; up.elem_count()]);
-        with_elements(gate, |gate| {
+        let (dgate, dup) = with_elements(gate, |gate| {
             with_elements(up, |up| {
                 with_elements(dy, |dy| {
-                    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
-                    let outputs = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
-                    outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), dy))| {
-                        for i in 0..dy.len() {
-                            let (value, slope) = activation(gate[i]);
-                            dgate[i] = dy[i] * up[i] * slope;
-                            dup[i] = dy[i] * value;
-                        }
-                    });
-                    Ok(())
+                    Ok(match self.activation {
+                        Activation::Silu => backward(gate, up, dy, silu),
+                        Activation::GeluTanh => backward(gate, up, dy, gelu_tanh),
+                    })
                 })
             })
         })?;
-        Ok((
-            Some(Tensor::from_vec(dgate, gate.shape(), &Device::Cpu)?),
-            Some(Tensor::from_vec(dup, up.shape(), &Device::Cpu)?),
-        ))
+        let tensor = |data: Vec<f32>| Tensor::from_vec(data, gate.shape(), &Device::Cpu).map(Some);
+        Ok((tensor(dgate)?, tensor(dup)?))
     }
 }

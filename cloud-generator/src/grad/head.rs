@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::exp::exp;
 use super::matmul::{Into, Mat, elements, matmul, with_elements};
 use super::primitive;
 
@@ -44,7 +45,7 @@ impl HeadLoss {
         let mass: f32 = target.iter().map(|(_, p)| p).sum();
         let slope = |x: f32| self.softcap.map_or(1.0, |cap| 1.0 - (x / cap) * (x / cap));
         let at_targets: Vec<f32> = target.iter().map(|&(id, _)| slope(logits[id as usize])).collect();
-        logits.iter_mut().for_each(|x| *x = slope(*x) * mass * (*x - log_sum).exp());
+        logits.iter_mut().for_each(|x| *x = slope(*x) * mass * exp(*x - log_sum));
         for (&(id, p), slope) in target.iter().zip(at_targets) {
             logits[id as usize] -= p * slope;
         }

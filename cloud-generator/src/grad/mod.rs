@@ -7,6 +7,7 @@
 mod attention;
 mod backend;
 mod batch;
+mod exp;
 mod glu;
 mod head;
 mod linear;
