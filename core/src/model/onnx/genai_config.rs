@@ -134,12 +134,12 @@ impl GenaiConfig {
         };
         let config: Self = serde_json::from_slice(&bytes).map_err(|error| invalid("JSON", error.to_string()))?;
         let decoder = &config.model.decoder;
-        let absent = [
+        let unsupported = [
             ("model.encoder", config.model.encoder.is_some()),
             ("model.decoder.pipeline", decoder.pipeline.is_some()),
             ("model.decoder.inputs.past_names", decoder.inputs.past_names.is_some()),
         ];
-        if let Some((key, _)) = absent.into_iter().find(|(_, present)| *present) {
+        if let Some((key, _)) = unsupported.into_iter().find(|(_, present)| *present) {
             return Err(invalid(
                 key,
                 "is not supported: only one decoder graph with a key and a value per layer is".into(),

@@ -31,15 +31,15 @@ impl Input {
         binding: &mut IoBinding,
     ) -> Result<()> {
         if self.values.as_ref().is_none_or(|bound| !bound.has_shape(shape)) {
-            let zeros: usize = shape.iter().product();
+            let count = shape.iter().product();
             let made = match self.wires.element {
                 TensorElementType::Int32 => {
-                    let tensor = Tensor::from_array((shape.to_vec(), vec![0_i32; zeros])).map_err(failed)?;
+                    let tensor = Tensor::from_array((shape.to_vec(), vec![0_i32; count])).map_err(failed)?;
                     binding.bind_input(&*self.wires.name, &tensor).map_err(failed)?;
                     Values::I32(tensor)
                 }
                 _ => {
-                    let tensor = Tensor::from_array((shape.to_vec(), vec![0_i64; zeros])).map_err(failed)?;
+                    let tensor = Tensor::from_array((shape.to_vec(), vec![0_i64; count])).map_err(failed)?;
                     binding.bind_input(&*self.wires.name, &tensor).map_err(failed)?;
                     Values::I64(tensor)
                 }

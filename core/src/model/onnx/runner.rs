@@ -118,7 +118,7 @@ impl OnnxRunner {
                     (None, Some([rows, cols])) => self.bind_pair(layer, target, &zeros(rows, cols)?)?,
                     (Some(pair), Some(shape)) => {
                         let dims = |part: usize| (pair[part].shape()[0] as usize, pair[part].shape()[1] as usize);
-                        check_pair([layer, index], shape, [dims(0), dims(1)])?;
+                        check_pair(layer, target, shape, [dims(0), dims(1)])?;
                         self.bind_pair(layer, target, pair)?;
                     }
                 }

@@ -103,20 +103,24 @@ impl Wiring {
                 let Some([rows, cols]) = *shape else {
                     return Err(Error::PackNeedsInput { input: input_name(layer, target, "a") });
                 };
-                check_pair([layer, target as usize], [rows, cols], [pair.a.dim(), pair.b.dim()])?;
+                check_pair(layer, target, [rows, cols], [pair.a.dim(), pair.b.dim()])?;
             }
         }
         Ok(())
     }
 }
 
-/// Checks a pair's shapes, `a: [rank, cols]` and `b: [rows, rank]`. `place` is the layer and the target's index.
-pub(super) fn check_pair(place: [usize; 2], [rows, cols]: [usize; 2], [a, b]: [(usize, usize); 2]) -> Result<()> {
-    let [layer, target] = place;
+/// Checks a pair's shapes, `a: [rank, cols]` and `b: [rows, rank]`.
+pub(super) fn check_pair(
+    layer: usize,
+    target: Target,
+    [rows, cols]: [usize; 2],
+    [a, b]: [(usize, usize); 2],
+) -> Result<()> {
     let rank = a.0;
     for (part, expected, actual) in [("a", (rank, cols), a), ("b", (rows, rank), b)] {
         if actual != expected {
-            let tensor = input_name(layer, Target::ALL[target], part);
+            let tensor = input_name(layer, target, part);
             let (expected, actual) = (vec![expected.0, expected.1], vec![actual.0, actual.1]);
             return Err(Error::ShapeMismatch { tensor, expected, actual });
         }
