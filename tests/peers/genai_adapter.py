@@ -1,10 +1,12 @@
-"""A pack's adapter in onnxruntime-genai: the greedy ids with it, beside those of the same pairs as plain inputs in `onnxruntime`.
+"""A pack's adapter in onnxruntime-genai: the greedy ids with it, beside those of the same pairs as plain inputs in `onnxruntime`,
+up to the end of the answer, where onnxruntime-genai stops.
 
     genai_adapter.py FOLDER ADAPTER IDS COUNT
 
 FOLDER was exported with `export-onnx --side-path`, ADAPTER with `cloud-generator export --format onnx-adapter`.
 """
 
+import json
 import sys
 
 import numpy as np
@@ -28,13 +30,19 @@ def with_genai(folder, adapter, ids, count):
     return [int(token) for token in run.get_sequence(0)[len(ids):]]
 
 
+def until_end(folder, ids):
+    with open(f"{folder}/genai_config.json", encoding="utf-8") as file:
+        end = json.load(file)["model"]["eos_token_id"]
+    return ids[: ids.index(end)] if end in ids else ids
+
+
 def main(folder, adapter, ids, count):
     ids, count = [int(part) for part in ids.split(",")], int(count)
     pairs = ort.AdapterFormat.read_adapter(adapter).get_parameters()
     model = Model(folder)
-    without = model.greedy(ids, count)
+    without = until_end(folder, model.greedy(ids, count))
     model.always = {name: value.numpy() for name, value in pairs.items()}
-    as_inputs = model.greedy(ids, count)
+    as_inputs = until_end(folder, model.greedy(ids, count))
     as_adapter = with_genai(folder, adapter, ids, count)
     print(f"without: {without}\nas inputs: {as_inputs}\nas an adapter in onnxruntime-genai: {as_adapter}")
     assert with_genai(folder, None, ids, count) == without, "onnxruntime-genai without the adapter"
