@@ -82,6 +82,8 @@ impl Built {
     /// `scenario`, which runs the rest of the command line against its server.
     pub(crate) fn scenario(&self) -> Command {
         let mut command = shell::command(&self.scenario, &[""; 0]);
+        // Where cargo lets programs look for libraries, an older one of ours may lie, which JNA would take before the packaged one.
+        command.env_remove("LD_LIBRARY_PATH").env_remove("DYLD_FALLBACK_LIBRARY_PATH");
         command.env("EDGEWELD_MODELS", models::folder());
         command
     }
