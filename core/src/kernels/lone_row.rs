@@ -1,89 +1,91 @@
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::OutPointer;
+use super::activations::TILE;
+use super::panels::Panels;
 use super::side_path::{SideInput, SidePath, SideTarget, round_input};
-use crate::threads::{Chunks, ThreadPool};
+use crate::threads::Shares;
 
 /// Spins between two yields while a worker waits for another, which may have lost its core.
 const SPINS_BEFORE_YIELD: u32 = 2_000;
+/// Stretches of columns per panel of `a`: parts that workers share, the same however many there are.
+pub(super) const COLUMN_PARTS: usize = 4;
 
 /// Buffers of a [`LoneRow`], reused from call to call.
 #[derive(Default)]
 pub(super) struct LoneRowBuffers {
-    /// `[Σ rank]`
+    /// `[panels, column parts, 16]`
+    parts: Vec<[f32; TILE]>,
+    /// `[panels, 16]`
     ax: Vec<f32>,
     /// `[Σ pairs]`
     codes: Vec<[i16; 2]>,
-    /// One per target.
+    /// One per product.
     steps: Vec<f32>,
 }
 
 /// `a·x` of the only row of an input, computed inside the region that needs it: a region of its own, or one worker alone,
 /// would cost as much as all the rest of the side path.
 ///
-/// Workers take parts of `a` before their parts of the products; who finishes the last one rounds the result. When a
-/// worker needs it, after its first products, it is there as a rule.
+/// A worker fetches its part of `a` at the start and computes with it after its first product, by when it has come from
+/// memory; who finishes the last part adds them up.
 pub(super) struct LoneRow<'a> {
     path: &'a SidePath,
+    parts: *mut [f32; TILE],
     ax: OutPointer,
     codes: *mut [i16; 2],
     steps: *mut f32,
-    parts: Chunks,
-    /// Rows of `a` that are not computed yet.
+    shares: Shares,
+    share_count: usize,
+    /// Parts that are not computed yet.
     left: AtomicUsize,
     ready: AtomicBool,
 }
 
-// SAFETY: `parts` hands every value of `ax` to one worker; `codes` and `steps` are written by one, before `ready`, and
-// read after it.
+// SAFETY: `shares` hands every part to one worker; `ax`, `codes` and `steps` are written by one, before `ready`, and read
+// after it.
 unsafe impl Sync for LoneRow<'_> {}
 
 impl<'a> LoneRow<'a> {
-    pub(super) fn new(path: &'a SidePath, buffers: &'a mut LoneRowBuffers, pool: &ThreadPool) -> Self {
-        let rows = path.a.rows();
-        buffers.ax.resize(rows, 0.0);
+    pub(super) fn new(path: &'a SidePath, buffers: &'a mut LoneRowBuffers, worker_count: usize) -> Self {
+        let part_count = path.a.count() * COLUMN_PARTS;
+        buffers.parts.resize(part_count, [0.0; TILE]);
+        buffers.ax.resize(path.a.count() * TILE, 0.0);
         buffers.codes.resize(path.pair_count(), [0; 2]);
         buffers.steps.resize(path.targets.len(), 0.0);
         Self {
             path,
+            parts: buffers.parts.as_mut_ptr(),
             ax: OutPointer(buffers.ax.as_mut_ptr()),
             codes: buffers.codes.as_mut_ptr(),
             steps: buffers.steps.as_mut_ptr(),
-            parts: Chunks::new(rows, rows.div_ceil(pool.worker_count())),
-            left: AtomicUsize::new(rows),
-            ready: AtomicBool::new(rows == 0),
+            shares: Shares::new(part_count, 1, worker_count),
+            share_count: worker_count,
+            left: AtomicUsize::new(part_count),
+            ready: AtomicBool::new(part_count == 0),
         }
     }
 
-    /// Computes parts of `a·x` until all are taken. `product` must not panic: other workers wait for every part.
-    pub(super) fn compute(&self, product: impl Fn(&SidePath, Range<usize>, &mut [f32])) {
-        while let Some(rows) = self.parts.take() {
-            let count = rows.len();
-            // SAFETY: `parts` hands these rows to this worker.
-            let out = unsafe { self.ax.slice(rows.start, count) };
-            product(self.path, rows, out);
-            // The last to finish sees what the others wrote.
-            if self.left.fetch_sub(count, Ordering::AcqRel) == count {
-                self.round();
-                self.ready.store(true, Ordering::Release);
-            }
-        }
+    pub(super) fn a(&self) -> &Panels {
+        &self.path.a
     }
 
-    fn round(&self) {
-        for target in self.path.targets.iter().flatten() {
-            // SAFETY: all of `ax` is written, and only this worker rounds; the buffers have the sizes of `new`.
-            unsafe {
-                let ax = self.ax.slice(target.start, target.rank);
-                let codes = std::slice::from_raw_parts_mut(self.codes.add(target.first_pair), target.pair_count());
-                *self.steps.add(target.index) = round_input(ax, codes);
-            }
-        }
+    /// Fetches what `worker` will compute with as a rule.
+    pub(super) fn prefetch(&self, worker: usize) {
+        self.path.a.prefetch(worker.min(self.share_count - 1), self.share_count);
     }
 
-    /// Waits for `target`'s part of `a·x`.
-    pub(super) fn input(&self, target: &SideTarget) -> SideInput<'_> {
+    /// `target`'s part of `a·x`; parts that no worker has taken are computed, for the others it waits.
+    /// `product(panel, column part)` must not panic: other workers wait for every part.
+    pub(super) fn input(
+        &self,
+        worker: usize,
+        target: &SideTarget,
+        product: impl Fn(usize, usize) -> [f32; TILE],
+    ) -> SideInput<'_> {
+        if !self.ready.load(Ordering::Acquire) {
+            self.compute(worker, product);
+        }
         let mut spins = 0u32;
         while !self.ready.load(Ordering::Acquire) {
             spins = spins.wrapping_add(1);
@@ -97,6 +99,38 @@ impl<'a> LoneRow<'a> {
         unsafe {
             let codes = std::slice::from_raw_parts(self.codes.add(target.first_pair), target.pair_count());
             SideInput { codes, step: *self.steps.add(target.index) }
+        }
+    }
+
+    fn compute(&self, worker: usize, product: impl Fn(usize, usize) -> [f32; TILE]) {
+        while let Some(parts) = self.shares.take(worker) {
+            for part in parts.clone() {
+                let values = product(part / COLUMN_PARTS, part % COLUMN_PARTS);
+                // SAFETY: `shares` hands this part to this worker.
+                unsafe { *self.parts.add(part) = values };
+            }
+            // The last to finish sees what the others wrote.
+            if self.left.fetch_sub(parts.len(), Ordering::AcqRel) == parts.len() {
+                self.finish();
+                self.ready.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// Adds up the parts and rounds their sums.
+    fn finish(&self) {
+        let count = self.path.a.count();
+        // SAFETY: all parts are written, and only this worker goes on from here; the buffers have the sizes of `new`.
+        unsafe {
+            let parts = std::slice::from_raw_parts(self.parts, count * COLUMN_PARTS);
+            let ax = self.ax.slice(0, count * TILE);
+            for (parts, ax) in parts.as_chunks::<COLUMN_PARTS>().0.iter().zip(ax.as_chunks_mut::<TILE>().0) {
+                *ax = std::array::from_fn(|index| parts.iter().map(|part| part[index]).sum());
+            }
+            for target in self.path.targets.iter().flatten() {
+                let codes = std::slice::from_raw_parts_mut(self.codes.add(target.first_pair), target.pair_count());
+                *self.steps.add(target.index) = round_input(&ax[target.start..][..target.rank], codes);
+            }
         }
     }
 }

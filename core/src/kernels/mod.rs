@@ -22,6 +22,7 @@ mod isa;
 mod lone_row;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod panels;
 mod product;
 mod rows;
 mod rows_api;
@@ -41,7 +42,7 @@ pub use side_path::SidePath;
 
 use activations::Group;
 use rows::RowOps;
-use side_path::{SideInput, SideTile};
+use side_path::{SideInput, SideTiles};
 
 use crate::model::Activation;
 use crate::quant::BlockType;
@@ -64,6 +65,8 @@ struct Panel {
     d: *mut f32,
     /// `[cols / sub_len, 16]`
     m: *mut f32,
+    /// Values from one sub-block's `d` and `m` to the next one's: 16, or none if a row has only one of each.
+    scale_stride: usize,
 }
 
 /// Rows × output features of one kernel call.
@@ -85,8 +88,8 @@ struct Ops {
     float_unpack: fn(BlockType) -> FloatUnpack,
     /// Adds the products of 16 unpacked float rows with up to [`activations::GROUP`] rows of f32.
     float_multiply: FloatMultiply,
-    /// `out += b · ax` for one row.
-    side_row: unsafe fn(b: SideTile, ax: SideInput, out: &mut [f32; activations::TILE]),
+    /// `out += b · ax` for one row; `b` has as many tiles as `out`, and as many pairs of ranks as `ax`.
+    side_rows: unsafe fn(b: SideTiles, ax: SideInput, out: &mut [[f32; activations::TILE]]),
     rows: &'static RowOps,
 }
 

@@ -1,13 +1,14 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::{BLOCK, Buffer, GROUP, Input, Quantized, TILE};
-use super::formats::{is_float, sub_len};
-use super::lone_row::LoneRow;
-use super::side_path::{SidePath, SideTarget, prefetch};
+use super::activations::{BLOCK, CODES_BYTES, GROUP, Group, Input, Quantized, TILE};
+use super::formats::is_float;
+use super::lone_row::{COLUMN_PARTS, LoneRow};
+use super::panels::{PanelBuffer, Panels};
+use super::side_path::{SidePath, SideTarget};
 use super::{Block, Kernels, OutPointer, Panel};
 use crate::model::Activation;
-use crate::quant::QMatrix;
+use crate::quant::{BlockType, QMatrix};
 use crate::threads::{Shares, ThreadPool};
 
 /// Rows that are multiplied with a panel before the next panel is unpacked: few enough for their codes to stay in
@@ -34,10 +35,10 @@ struct Shared<'a> {
     cols: usize,
     rows: usize,
     quantized: Option<Quantized>,
-    /// Of more rows than one: `[rows, side_stride]`
+    /// `a·x` of more rows than one: `[rows, side_stride]`
     side: &'a [f32],
     side_stride: usize,
-    /// Of one row.
+    /// `a·x` of one.
     lone_row: Option<LoneRow<'a>>,
 }
 
@@ -46,13 +47,7 @@ struct Shared<'a> {
 struct Scratch {
     panels: [PanelBuffer; 2],
     side: [Vec<f32>; 2],
-}
-
-#[derive(Default)]
-struct PanelBuffer {
-    codes: Buffer,
-    d: Buffer,
-    m: Buffer,
+    worker: usize,
 }
 
 thread_local! {
@@ -77,7 +72,7 @@ impl Kernels {
         let products = &*products;
         pool.run(|worker, _| {
             SCRATCH.with_borrow_mut(|scratch| {
-                shared.start();
+                shared.start(scratch, worker);
                 while let Some(range) = chunks.take(worker) {
                     units.split(range, tiles, |rows, mut range| {
                         let mut first = 0;
@@ -124,7 +119,7 @@ impl Kernels {
         let out = &out;
         pool.run(|worker, _| {
             SCRATCH.with_borrow_mut(|scratch| {
-                shared.start();
+                shared.start(scratch, worker);
                 while let Some(range) = chunks.take(worker) {
                     units.split(range, tiles, |rows, tiles| {
                         // SAFETY: `chunks` hands every tile of these rows to one worker.
@@ -145,8 +140,8 @@ impl Kernels {
     where
         'a: 'w,
     {
-        let mut weights = weights.chain(side.map(|side| &side.a));
-        let quantized = weights.any(|weight| !is_float(weight.block_type())).then(|| x.quantized(self, pool));
+        let mut block_types = weights.map(QMatrix::block_type).chain(side.map(|side| side.a.block_type));
+        let quantized = block_types.any(|block_type| !is_float(block_type)).then(|| x.quantized(self, pool));
         let mut shared = Shared {
             kernels: *self,
             values: x.values,
@@ -154,17 +149,17 @@ impl Kernels {
             rows: x.rows,
             quantized,
             side: &[],
-            side_stride: side.map_or(0, |side| side.a.rows()),
+            side_stride: side.map_or(0, |side| side.a.rows),
             lone_row: None,
         };
         match side {
             Some(side) if x.rows == 1 => {
-                shared.lone_row = Some(LoneRow::new(side, &mut x.buffers.lone_row, pool));
+                shared.lone_row = Some(LoneRow::new(side, &mut x.buffers.lone_row, pool.worker_count()));
             }
             Some(side) => {
                 let buffer = &mut x.buffers.side;
                 buffer.resize(x.rows * shared.side_stride, 0.0);
-                shared.reduce(pool, side, buffer);
+                shared.reduce(pool, &side.a, buffer);
                 shared.side = buffer;
             }
             None => {}
@@ -177,7 +172,7 @@ fn check(x: &Input, weight: &QMatrix, out: &[f32], side: Option<&SidePath>, inde
     assert_eq!(weight.cols(), x.cols, "a weight's columns are the input's");
     assert_eq!(out.len(), x.rows * weight.rows(), "the output is [rows, out]");
     if let Some(side) = side {
-        assert_eq!(side.a.cols(), x.cols, "a side path's columns are the input's");
+        assert_eq!(side.a.cols, x.cols, "a side path's columns are the input's");
         if let Some(target) = &side.targets[index] {
             assert_eq!(target.out, weight.rows(), "a side path has the weight's output features");
         }
@@ -238,7 +233,7 @@ unsafe fn product_tiles(
         let range = tiles.start * TILE..(tiles.end * TILE).min(features);
         // SAFETY: the caller's promise.
         let out = unsafe { out.slice(range.start, range.len()) };
-        shared.gemv(product.weight, side, range.clone(), out);
+        shared.gemv(product.weight, side, range.clone(), out, scratch.worker);
         if let Some(bias) = product.bias {
             out.iter_mut().zip(&bias[range]).for_each(|(out, bias)| *out += bias);
         }
@@ -285,15 +280,15 @@ unsafe fn gated_tiles(
             let ups = &mut ups[..range.len()];
             // SAFETY: the caller's promise.
             let out = unsafe { out.slice(first, range.len()) };
-            shared.gemv(gate, side[0], range.clone(), out);
-            shared.gemv(up, side[1], range, ups);
+            shared.gemv(gate, side[0], range.clone(), out, scratch.worker);
+            shared.gemv(up, side[1], range, ups, scratch.worker);
             // SAFETY: `kernels` proves the instruction set.
             unsafe { activate(out, ups) };
         }
         return;
     }
     let (mut gates, mut ups) = (Block::default(), Block::default());
-    let ([gate_panel, up_panel], [gate_side, up_side]) = (&mut scratch.panels, &mut scratch.side);
+    let Scratch { panels: [gate_panel, up_panel], side: [gate_side, up_side], .. } = scratch;
     for tile in tiles {
         let first = tile * TILE;
         let width = (features - first).min(TILE);
@@ -313,44 +308,91 @@ unsafe fn gated_tiles(
 }
 
 impl Shared<'_> {
-    /// A worker's first task in a region: its part of one row's `a·x`.
-    fn start(&self) {
+    /// What a worker does first in a region.
+    fn start(&self, scratch: &mut Scratch, worker: usize) {
+        scratch.worker = worker;
         if let Some(lone_row) = &self.lone_row {
-            lone_row.compute(|side, rows, out| {
-                let size = side.a.row_size_bytes();
-                prefetch(&side.a.bytes()[rows.start * size..rows.end * size]);
-                self.gemv(&side.a, None, rows, out);
-            });
+            lone_row.prefetch(worker);
         }
     }
 
     /// `a·x` of several rows, `[rows, Σ rank]`.
-    fn reduce(&self, pool: &ThreadPool, side: &SidePath, out: &mut [f32]) {
-        let product = Product { weight: &side.a, bias: None, out };
-        let tiles = side.a.rows().div_ceil(TILE);
-        let run = |rows: Range<usize>, tiles: Range<usize>| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                // SAFETY: every tile of these rows is given to one worker.
-                unsafe { product_tiles(self, scratch, &product, None, tiles, rows) };
-            });
-        };
+    fn reduce(&self, pool: &ThreadPool, a: &Panels, out: &mut [f32]) {
+        let out = OutPointer(out.as_mut_ptr());
         // A region costs as much as some 20,000 products.
         if self.rows * self.cols * self.side_stride < 40_000 {
-            return run(0..self.rows, 0..tiles);
+            // SAFETY: only this thread writes.
+            return unsafe { self.reduce_rows(a, 0..a.count(), 0..self.rows, &out) };
         }
         let units = Units::new(self.rows, self.side_stride, pool);
-        let chunks = units.chunks(tiles, pool);
+        let chunks = units.chunks(a.count(), pool);
+        let out = &out;
         pool.run(|worker, _| {
             while let Some(range) = chunks.take(worker) {
-                units.split(range, tiles, run);
+                // SAFETY: `chunks` hands every tile of these rows to one worker.
+                units.split(range, a.count(), |rows, tiles| unsafe { self.reduce_rows(a, tiles, rows, out) });
             }
         });
     }
 
+    /// # Safety
+    /// `out` is `[rows of the input, Σ rank]`; no one else writes these rows' part of these tiles.
+    unsafe fn reduce_rows(&self, a: &Panels, tiles: Range<usize>, rows: Range<usize>, out: &OutPointer) {
+        let mut block = Block::default();
+        for tile in tiles {
+            let unpacked = Unpacked { block_type: a.block_type, panel: a.panel(tile), side: None };
+            let width = (a.rows - tile * TILE).min(TILE);
+            for group in rows.start / GROUP..rows.end.div_ceil(GROUP) {
+                unpacked.multiply(self, group, &mut block);
+                for (row, values) in (group * GROUP..rows.end).zip(&block) {
+                    // SAFETY: the caller's promise.
+                    unsafe { out.slice(row * a.rows + tile * TILE, width) }.copy_from_slice(&values[..width]);
+                }
+            }
+        }
+    }
+
+    /// One row's product with some columns of 16 rows of `a`.
+    fn reduce_part(&self, a: &Panels, panel: usize, part: usize) -> [f32; TILE] {
+        let (ops, mut panel) = (self.kernels.ops, a.panel(panel));
+        let mut block = Block::default();
+        let Some(quantized) = self.quantized.filter(|_| !is_float(a.block_type)) else {
+            if part == 0 {
+                // SAFETY: `kernels` proves the instruction set; the panel holds as many columns as the input.
+                unsafe { (ops.float_multiply)(panel.d, self.values, self.cols, 1, self.cols, &mut block) };
+            }
+            return block[0];
+        };
+        let x = quantized.group(0);
+        let (first, end) = (x.blocks * part / COLUMN_PARTS, x.blocks * (part + 1) / COLUMN_PARTS);
+        // SAFETY: as above; the blocks are those of the input's only row.
+        unsafe {
+            panel.codes = panel.codes.add(first * BLOCK * TILE);
+            let x = Group {
+                codes: x.codes.add(first * CODES_BYTES),
+                scales: x.scales.add(first),
+                sums: x.sums.add(first),
+                half_sums: x.half_sums.add(first * 2),
+                rows: 1,
+                blocks: end - first,
+            };
+            (ops.multiply)(a.block_type)(panel, x, &mut block);
+        }
+        block[0]
+    }
+
     /// `out = W[features, ..] · x`, with the side path, for an input of one row; with one, the range starts at a tile.
-    fn gemv(&self, weight: &QMatrix, side: Option<&SideTarget>, features: Range<usize>, out: &mut [f32]) {
+    fn gemv(
+        &self,
+        weight: &QMatrix,
+        side: Option<&SideTarget>,
+        features: Range<usize>,
+        out: &mut [f32],
+        worker: usize,
+    ) {
+        let tiles = features.start / TILE..features.end.div_ceil(TILE);
         if let Some(side) = side {
-            side.prefetch(features.start / TILE..features.end.div_ceil(TILE));
+            side.prefetch(tiles.clone());
         }
         let size = weight.row_size_bytes();
         let weights = weight.bytes()[features.start * size..features.end * size].as_ptr();
@@ -365,19 +407,18 @@ impl Shared<'_> {
             }
         }
         if let (Some(side), Some(lone_row)) = (side, &self.lone_row) {
-            let ax = lone_row.input(side);
-            let first = features.start / TILE;
-            let (tiles, rest) = out.as_chunks_mut::<TILE>();
-            for (index, out) in tiles.iter_mut().enumerate() {
-                // SAFETY: `kernels` proves the instruction set.
-                unsafe { (ops.side_row)(side.tile(first + index), ax, out) };
-            }
-            if !rest.is_empty() {
-                let mut tile = [0.0; TILE];
-                tile[..rest.len()].copy_from_slice(rest);
-                // SAFETY: as above.
-                unsafe { (ops.side_row)(side.tile(first + tiles.len()), ax, &mut tile) };
-                rest.copy_from_slice(&tile[..rest.len()]);
+            let ax = lone_row.input(worker, side, |panel, part| self.reduce_part(lone_row.a(), panel, part));
+            let (whole, rest) = out.as_chunks_mut::<TILE>();
+            let whole_tiles = tiles.start..tiles.start + whole.len();
+            // SAFETY: `kernels` proves the instruction set; tiles and pairs of ranks are as many on both sides.
+            unsafe {
+                (ops.side_rows)(side.tiles(whole_tiles), ax, whole);
+                if !rest.is_empty() {
+                    let mut last = [[0.0; TILE]];
+                    last[0][..rest.len()].copy_from_slice(rest);
+                    (ops.side_rows)(side.tiles(tiles.end - 1..tiles.end), ax, &mut last);
+                    rest.copy_from_slice(&last[0][..rest.len()]);
+                }
             }
         }
     }
@@ -385,7 +426,7 @@ impl Shared<'_> {
 
 /// A tile of a weight, unpacked into a worker's scratch memory.
 struct Unpacked<'a> {
-    weight: &'a QMatrix,
+    block_type: BlockType,
     panel: Panel,
     side: Option<(&'a SideTarget, &'a [f32])>,
 }
@@ -395,45 +436,25 @@ impl<'a> Unpacked<'a> {
         shared: &Shared,
         buffer: &'a mut PanelBuffer,
         side_buffer: &'a mut Vec<f32>,
-        weight: &'a QMatrix,
+        weight: &QMatrix,
         side: Option<&'a SideTarget>,
         tile: usize,
     ) -> Self {
-        let (size, cols, block_type) = (weight.row_size_bytes(), shared.cols, weight.block_type());
-        let rows = (weight.rows() - tile * TILE).min(TILE);
-        let weights = weight.bytes()[tile * TILE * size..][..rows * size].as_ptr();
         let ops = shared.kernels.ops;
-        let panel = if is_float(block_type) {
-            Panel { codes: std::ptr::null_mut(), d: buffer.d.reserve(cols * TILE), m: std::ptr::null_mut() }
-        } else {
-            let subs = cols / sub_len(block_type);
-            Panel {
-                codes: buffer.codes.reserve(cols * TILE),
-                d: buffer.d.reserve(subs * TILE),
-                m: buffer.m.reserve(subs * TILE),
-            }
-        };
-        // SAFETY: `kernels` proves the instruction set; the slice above holds the rows; the panel has room for them.
-        unsafe {
-            if is_float(block_type) {
-                (ops.float_unpack)(block_type)(weights, size, rows, cols, panel.d);
-            } else {
-                (ops.unpack)(block_type)(weights, size, rows, cols / BLOCK, panel);
-            }
-        }
+        let panel = buffer.unpack(ops, weight, tile);
         let side = side.map(|side| {
             side_buffer.resize(side.rank * TILE, 0.0);
             // SAFETY: `kernels` proves the instruction set.
-            unsafe { (ops.rows.side_panel)(side.tile(tile), side_buffer) };
+            unsafe { (ops.rows.side_panel)(side.tiles(tile..tile + 1), side_buffer) };
             (side, &side_buffer[..])
         });
-        Self { weight, panel, side }
+        Self { block_type: weight.block_type(), panel, side }
     }
 
     /// The products of the tile with the input's rows `8 · group..`, side path included.
     fn multiply(&self, shared: &Shared, group: usize, out: &mut Block) {
         let ops = shared.kernels.ops;
-        let block_type = self.weight.block_type();
+        let block_type = self.block_type;
         let first = group * GROUP;
         let rows = (shared.rows - first).min(GROUP);
         // SAFETY: `kernels` proves the instruction set; the panel holds as many columns as the input.

@@ -4,7 +4,7 @@
 //! `FMA` says whether a fused multiply-add is one instruction; the scalar twin rounds twice instead.
 
 use super::activations::TILE;
-use super::side_path::SideTile;
+use super::side_path::SideTiles;
 use crate::model::Activation;
 
 /// Row operators of one instruction set. Safety contract of all: the CPU has it. Lengths must be equal where two
@@ -20,7 +20,7 @@ pub(super) struct RowOps {
     /// `x = cap · tanh(x / cap)`
     pub(super) softcap: unsafe fn(x: &mut [f32], cap: f32),
     /// `out = scale · b` of a tile, `[rank, 16]`
-    pub(super) side_panel: unsafe fn(tile: SideTile, out: &mut [f32]),
+    pub(super) side_panel: unsafe fn(tile: SideTiles, out: &mut [f32]),
 }
 
 impl RowOps {
@@ -54,7 +54,7 @@ macro_rules! row_ops {
                 source::softcap::<$fma>(x, cap);
             }
             $(#[target_feature(enable = $features)])?
-            fn side_panel(tile: $crate::kernels::side_path::SideTile, out: &mut [f32]) {
+            fn side_panel(tile: $crate::kernels::side_path::SideTiles, out: &mut [f32]) {
                 source::side_panel(tile, out);
             }
             source::RowOps { rms_norm, silu_mul, gelu_mul, softcap, side_panel }
@@ -159,12 +159,12 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
 
 /// A tile of `scale · b` as `[rank, 16]`, for rows that are multiplied together.
 #[inline(always)]
-pub(super) fn side_panel(tile: SideTile, out: &mut [f32]) {
+pub(super) fn side_panel(tile: SideTiles, out: &mut [f32]) {
     for (codes, out) in tile.codes.iter().zip(out.chunks_mut(TILE * 2)) {
         // An odd rank ends in half a pair.
         for (index, out) in out.chunks_exact_mut(TILE).enumerate() {
             for lane in 0..TILE {
-                out[lane] = tile.steps[lane] * f32::from(codes[lane * 2 + index]);
+                out[lane] = tile.steps[0][lane] * f32::from(codes[lane * 2 + index]);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::activations::{BLOCK, CODES_BYTES, Group, TILE, quantize_scalar};
 use super::formats::{float_at, sub_len, unpack_block};
-use super::side_path::side_row_scalar;
+use super::side_path::side_rows_scalar;
 use super::{Block, FloatGemv, FloatUnpack, Gemv, Multiply, Ops, Panel, Unpack};
 use crate::quant::BlockType;
 
@@ -16,7 +16,7 @@ pub(super) static OPS: Ops = Ops {
     multiply,
     float_unpack,
     float_multiply,
-    side_row: side_row_scalar,
+    side_rows: side_rows_scalar,
     rows: &ROW_OPS,
 };
 
@@ -142,7 +142,8 @@ unsafe fn multiply_panel<const SUB: usize>(panel: Panel, x: Group, out: &mut Blo
                 // SAFETY: as above.
                 unsafe {
                     let x_sum = if SUB == 16 { *x.half_sums.add(at * 2 + sub % 2) } else { *x.sums.add(at) };
-                    let (d, m) = (*panel.d.add(sub * TILE + feature), *panel.m.add(sub * TILE + feature));
+                    let scales = sub * panel.scale_stride + feature;
+                    let (d, m) = (*panel.d.add(scales), *panel.m.add(scales));
                     *out += d * *x.scales.add(at) * dot as f32 + m * x_sum;
                 }
             }

@@ -1,17 +1,21 @@
 use std::ops::Range;
 
+use half::f16;
+
+use super::Kernels;
 use super::activations::TILE;
+use super::panels::Panels;
 use crate::lora::LoraPair;
 use crate::quant::{BlockType, QMatrix, WeightBytes, quantize};
 
 /// LoRA pairs whose targets share one input, ready to run beside the matrix product: `y += scale · b·(a·x)`.
 ///
-/// The `a` of all pairs are one matrix, so that `a·x` is computed once; `b` is stored in the order in which the
-/// products write their outputs. Both have 8 bits per value and one step per 32 values of `a` or per output of `b`: the
-/// delta is kept to within 1% of its size, and a decoded token reads half of what f16 would cost.
+/// The `a` of all pairs are one matrix, unpacked as the instruction set wants it, so that `a·x` is computed once; `b` is
+/// stored in the order in which the products write their outputs. Both have 8 bits per value and one step per row: the delta is kept to within 1% of
+/// its size, and a decoded token reads half of what f16 would cost.
 pub struct SidePath {
     /// `[Σ rank, in]`
-    pub(super) a: QMatrix,
+    pub(super) a: Panels,
     /// One per product, in its order.
     pub(super) targets: Vec<Option<SideTarget>>,
 }
@@ -32,12 +36,13 @@ pub(super) struct SideTarget {
     steps: Vec<f32>,
 }
 
-/// 16 outputs of a target: `scale · b[o, r] = steps[o] · codes[r / 2][o][r % 2]`.
+/// Some times 16 outputs of a target: `scale · b[o, r] = steps[o / 16][o % 16] · codes[o / 16 · rank / 2 + r / 2][o % 16][r % 2]`.
 #[derive(Clone, Copy)]
-pub(super) struct SideTile<'a> {
-    /// `[rank / 2, 16, 2]`
+pub(super) struct SideTiles<'a> {
+    /// `[tiles, rank / 2, 16, 2]`
     pub(super) codes: &'a [[i8; 2 * TILE]],
-    pub(super) steps: &'a [f32; TILE],
+    /// `[tiles, 16]`
+    pub(super) steps: &'a [[f32; TILE]],
 }
 
 /// One row's `a·x` of one target, in 16 bits: `step · codes`.
@@ -53,7 +58,7 @@ impl SidePath {
     ///
     /// # Panics
     /// If the pairs do not have the same input width.
-    pub fn new(pairs: &[Option<&LoraPair>], scale: f32) -> Option<Self> {
+    pub fn new(kernels: &Kernels, pairs: &[Option<&LoraPair>], scale: f32) -> Option<Self> {
         let cols = pairs.iter().flatten().next()?.a.ncols();
         // No model that takes packs has rows that are not whole blocks; f32 keeps the rest right.
         let block_type = if cols.is_multiple_of(32) { BlockType::Q8_0 } else { BlockType::F32 };
@@ -71,12 +76,15 @@ impl SidePath {
                 let values = values.as_slice().expect("standard layout");
                 let start = a.len();
                 a.resize(start + values.len() / block_type.block_len() * block_type.block_size_bytes(), 0);
-                quantize(block_type, values, &mut a[start..]);
+                match block_type {
+                    BlockType::Q8_0 => quantize_rows(values, cols, &mut a[start..]),
+                    _ => quantize(block_type, values, &mut a[start..]),
+                }
                 target
             }));
         }
         let a = QMatrix::new(WeightBytes::Owned(a.into()), block_type, rows, cols).expect("sized by construction");
-        Some(Self { a, targets })
+        Some(Self { a: Panels::new(kernels.ops, &a), targets })
     }
 
     /// Sum of the ranks, each rounded up to whole pairs.
@@ -114,35 +122,54 @@ impl SideTarget {
         self.rank.div_ceil(2)
     }
 
-    /// Fetches what [`tile`](Self::tile) gives for these tiles: too short a stretch for the CPU to foresee.
+    /// Fetches what [`tiles`](Self::tiles) gives: too short a stretch for the CPU to foresee.
     pub(super) fn prefetch(&self, tiles: Range<usize>) {
-        let pairs = self.pair_count() * 2 * TILE;
-        prefetch(&self.codes[tiles.start * pairs..tiles.end * pairs]);
-        prefetch(&self.steps[tiles.start * TILE..tiles.end * TILE]);
+        let SideTiles { codes, steps } = self.tiles(tiles);
+        prefetch(codes.as_ptr(), codes.len());
+        prefetch(steps.as_ptr(), steps.len());
     }
 
-    /// The 16 outputs from `16 · tile`.
-    pub(super) fn tile(&self, tile: usize) -> SideTile<'_> {
-        let codes = self.codes.as_chunks().0;
-        let steps = self.steps.as_chunks().0;
-        SideTile { codes: &codes[tile * self.pair_count()..][..self.pair_count()], steps: &steps[tile] }
+    /// The outputs from `16 · tiles.start` on.
+    pub(super) fn tiles(&self, tiles: Range<usize>) -> SideTiles<'_> {
+        let pairs = tiles.start * self.pair_count()..tiles.end * self.pair_count();
+        SideTiles { codes: &self.codes.as_chunks().0[pairs], steps: &self.steps.as_chunks().0[tiles] }
     }
 }
 
-/// Asks the CPU to have `values` in its second-level cache soon.
-pub(super) fn prefetch<T>(values: &[T]) {
+/// Asks the CPU to have `len` values in its second-level cache soon.
+pub(super) fn prefetch<T>(values: *const T, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    for at in (0..size_of_val(values)).step_by(64) {
+    for at in (0..len * size_of::<T>()).step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a hint, without effect on what the program computes; every x86-64 has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().cast::<i8>().wrapping_add(at)) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(values.cast::<i8>().wrapping_add(at)) };
     }
     // Stable Rust has no such hint for 64-bit ARM.
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
+    let _ = (values, len);
 }
 
-/// Largest code of `b`.
+/// Rows of `a` in Q8_0 whose blocks have one step per row.
+fn quantize_rows(values: &[f32], cols: usize, out: &mut [u8]) {
+    let blocks = out.as_chunks_mut::<{ size_of::<u16>() + 32 }>().0;
+    for (row, blocks) in values.chunks_exact(cols).zip(blocks.chunks_exact_mut(cols / 32)) {
+        let largest = row.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        // Rounded up, so that the largest code is not beyond 127.
+        let mut step = f16::from_f32(largest / CODE_MAX);
+        if step.to_f32() * CODE_MAX < largest {
+            step = f16::from_bits(step.to_bits() + 1);
+        }
+        let inverse = if step.to_f32() > 0.0 { 1.0 / step.to_f32() } else { 0.0 };
+        for (values, block) in row.chunks_exact(32).zip(blocks) {
+            block[..2].copy_from_slice(&step.to_le_bytes());
+            for (value, code) in values.iter().zip(&mut block[2..]) {
+                *code = round(value * inverse) as u8;
+            }
+        }
+    }
+}
+
+/// Largest code of `a` and `b`.
 const CODE_MAX: f32 = 127.0;
 
 /// The nearest whole number from -127 to 127.
@@ -166,13 +193,16 @@ pub(super) fn round_input(ax: &[f32], codes: &mut [[i16; 2]]) -> f32 {
     step
 }
 
-/// The scalar twin of `side_row`: `out += b·ax`.
-pub(super) fn side_row_scalar(tile: SideTile, ax: SideInput, out: &mut [f32; TILE]) {
-    for (output, (out, step)) in out.iter_mut().zip(tile.steps).enumerate() {
-        let pairs = tile.codes.iter().zip(ax.codes);
-        let dot: i32 = pairs
-            .map(|(b, ax)| (0..2).map(|index| i32::from(b[output * 2 + index]) * i32::from(ax[index])).sum::<i32>())
-            .sum();
-        *out += step * ax.step * dot as f32;
+/// The scalar twin of `side_rows`: `out += b·ax`.
+pub(super) fn side_rows_scalar(b: SideTiles, ax: SideInput, out: &mut [[f32; TILE]]) {
+    for (tile, out) in out.iter_mut().enumerate() {
+        let codes = &b.codes[tile * ax.codes.len()..][..ax.codes.len()];
+        for (output, (out, step)) in out.iter_mut().zip(b.steps[tile]).enumerate() {
+            let pairs = codes.iter().zip(ax.codes);
+            let dot: i32 = pairs
+                .map(|(b, ax)| (0..2).map(|index| i32::from(b[output * 2 + index]) * i32::from(ax[index])).sum::<i32>())
+                .sum();
+            *out += step * ax.step * dot as f32;
+        }
     }
 }

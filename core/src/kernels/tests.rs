@@ -99,7 +99,6 @@ fn a_side_path_adds_its_delta_for_one_row_and_for_many() {
         let (weight, _) = weight(block_type, out, cols);
         let lora = pair(11, out, rank, cols);
         let delta = lora.b.dot(&lora.a) * 0.5;
-        let side = SidePath::new(&[Some(&lora)], 0.5).unwrap();
         for rows in [1, 2, 11] {
             let x = noise(5, rows * cols);
             let expected: Vec<f32> = x
@@ -110,10 +109,11 @@ fn a_side_path_adds_its_delta_for_one_row_and_for_many() {
                 .collect();
             let norm = expected.iter().map(|value| value * value).sum::<f32>().sqrt();
             let scalar = Kernels::new(Isa::Scalar).unwrap();
-            let twin = product(scalar, &pool, &x, &weight, Some(&side));
+            let side = |kernels| SidePath::new(&kernels, &[Some(&lora)], 0.5).unwrap();
+            let twin = product(scalar, &pool, &x, &weight, Some(&side(scalar)));
             each_kernel(|kernels| {
                 let what = format!("{kernels:?}, [{out}, {rank}, {cols}], {rows} rows");
-                let with = product(kernels, &pool, &x, &weight, Some(&side));
+                let with = product(kernels, &pool, &x, &weight, Some(&side(kernels)));
                 let without = product(kernels, &pool, &x, &weight, None);
                 let error =
                     with.iter().zip(&without).zip(&expected).map(|((with, without), delta)| with - without - delta);
@@ -132,11 +132,11 @@ fn a_gated_product_takes_the_side_paths_of_both_its_parts() {
     let pool = ThreadPool::new(2);
     let ((gate, _), (up, _)) = (weight(BlockType::Q4_0, 72, 96), weight(BlockType::Q4_1, 72, 96));
     let (gate_pair, up_pair) = (pair(21, 72, 7, 96), pair(31, 72, 4, 96));
-    let both = SidePath::new(&[Some(&gate_pair), Some(&up_pair)], 0.25).unwrap();
-    let alone = [&gate_pair, &up_pair].map(|pair| SidePath::new(&[Some(pair)], 0.25).unwrap());
     for rows in [1, 9] {
         let x = noise(9, rows * 96);
         each_kernel(|kernels| {
+            let both = SidePath::new(&kernels, &[Some(&gate_pair), Some(&up_pair)], 0.25).unwrap();
+            let alone = [&gate_pair, &up_pair].map(|pair| SidePath::new(&kernels, &[Some(pair)], 0.25).unwrap());
             let mut expected = product(kernels, &pool, &x, &gate, Some(&alone[0]));
             kernels.gate(Activation::Silu, &mut expected, &product(kernels, &pool, &x, &up, Some(&alone[1])));
             let mut out = vec![f32::NAN; rows * 72];

@@ -54,7 +54,7 @@ macro_rules! ops {
                 multiply,
                 float_unpack: floats::unpack,
                 float_multiply: floats::multiply,
-                side_row: floats::side_row,
+                side_rows: floats::side_rows,
                 rows: &ROW_OPS,
             }
         };

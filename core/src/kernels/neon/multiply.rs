@@ -50,8 +50,8 @@ unsafe fn multiply_rows<W: Way, const SUB: usize, const ROWS: usize>(
                     let x_sum =
                         if SUB == 16 { *x.half_sums.add((place + row) * 2 + sub) } else { *x.sums.add(place + row) };
                     for quad in 0..4 {
-                        let d = vld1q_f32(panel.d.add(first * TILE + quad * 4));
-                        let m = vld1q_f32(panel.m.add(first * TILE + quad * 4));
+                        let d = vld1q_f32(panel.d.add(first * panel.scale_stride + quad * 4));
+                        let m = vld1q_f32(panel.m.add(first * panel.scale_stride + quad * 4));
                         let sum = &mut sums[row][quad];
                         *sum = vfmaq_f32(*sum, vcvtq_f32_s32(dots[row][quad]), vmulq_n_f32(d, x_scale));
                         *sum = vfmaq_n_f32(*sum, m, x_sum);

@@ -11,7 +11,7 @@ use crate::kernels::activations::{BLOCK, CODE_MAX, CODES_BYTES, Group, TILE};
 use crate::kernels::simd::by_format;
 use crate::kernels::simd::formats::{self, Format};
 use crate::kernels::simd::gemv::{self, Dot};
-use crate::kernels::{Block, Gemv, Multiply, Ops, Panel, SideInput, SideTile, Unpack};
+use crate::kernels::{Block, Gemv, Multiply, Ops, Panel, SideInput, SideTiles, Unpack};
 use crate::quant::BlockType;
 
 crate::kernels::rows::row_ops!(true, "avx2,fma,f16c");
@@ -24,7 +24,7 @@ pub(in crate::kernels) static OPS: Ops = Ops {
     float_gemv: floats::gemv,
     float_unpack: floats::unpack,
     float_multiply,
-    side_row,
+    side_rows,
     rows: &ROW_OPS,
 };
 
@@ -167,8 +167,9 @@ unsafe fn multiply_rows<F: Format, const ROWS: usize>(panel: Panel, x: Group, fi
                 let codes = panel.codes.add(first * F::SUB * TILE);
                 let place = at * x.rows + first_row;
                 let dots = dots::<F, ROWS>(codes, x.codes.add(place * CODES_BYTES + sub * F::SUB * 2));
-                let d = [_mm256_loadu_ps(panel.d.add(first * TILE)), _mm256_loadu_ps(panel.d.add(first * TILE + 8))];
-                let m = [_mm256_loadu_ps(panel.m.add(first * TILE)), _mm256_loadu_ps(panel.m.add(first * TILE + 8))];
+                let (d, m) = (panel.d.add(first * panel.scale_stride), panel.m.add(first * panel.scale_stride));
+                let d = [_mm256_loadu_ps(d), _mm256_loadu_ps(d.add(8))];
+                let m = [_mm256_loadu_ps(m), _mm256_loadu_ps(m.add(8))];
                 for row in 0..ROWS {
                     let place = place + row;
                     let x_scale = _mm256_set1_ps(*x.scales.add(place));
@@ -259,27 +260,27 @@ unsafe fn float_multiply_rows<const ROWS: usize>(
     }
 }
 
-/// Two codes as one 32-bit number.
-pub(super) fn pair(low: i16, high: i16) -> i32 {
-    (i32::from(high) << 16) | (i32::from(low) & 0xffff)
-}
-
 #[target_feature(enable = "avx2,fma")]
-unsafe fn side_row(b: SideTile, ax: SideInput, out: &mut [f32; TILE]) {
-    // SAFETY: 32 codes of two ranks and 16 outputs at a time.
-    unsafe {
-        let mut dots = [_mm256_setzero_si256(); 2];
-        for (b, [low, high]) in b.codes.iter().zip(ax.codes) {
-            let ax = _mm256_set1_epi32(pair(*low, *high));
-            for (half, dot) in dots.iter_mut().enumerate() {
-                let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(b.as_ptr().add(half * 16).cast()));
-                *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(b, ax));
+unsafe fn side_rows(b: SideTiles, ax: SideInput, out: &mut [[f32; TILE]]) {
+    debug_assert!(b.steps.len() == out.len() && b.codes.len() == out.len() * ax.codes.len());
+    let (mut codes, pairs) = (b.codes.as_ptr(), ax.codes.as_ptr().cast::<i32>());
+    for (steps, out) in b.steps.iter().zip(out) {
+        // SAFETY: 32 codes of two ranks and 16 outputs at a time; two codes of `ax` are one 32-bit number.
+        unsafe {
+            let mut dots = [_mm256_setzero_si256(); 2];
+            for index in 0..ax.codes.len() {
+                let ax = _mm256_set1_epi32(pairs.add(index).read_unaligned());
+                for (half, dot) in dots.iter_mut().enumerate() {
+                    let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(codes.cast::<__m128i>().add(half)));
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(b, ax));
+                }
+                codes = codes.add(1);
             }
-        }
-        for (half, dot) in dots.into_iter().enumerate() {
-            let factors = _mm256_mul_ps(_mm256_loadu_ps(b.steps.as_ptr().add(half * 8)), _mm256_set1_ps(ax.step));
-            let out = out.as_mut_ptr().add(half * 8);
-            _mm256_storeu_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factors, _mm256_loadu_ps(out)));
+            for (half, dot) in dots.into_iter().enumerate() {
+                let factors = _mm256_mul_ps(_mm256_loadu_ps(steps.as_ptr().add(half * 8)), _mm256_set1_ps(ax.step));
+                let out = out.as_mut_ptr().add(half * 8);
+                _mm256_storeu_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factors, _mm256_loadu_ps(out)));
+            }
         }
     }
 }

@@ -6,7 +6,6 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::pair;
 use super::unpack::unpack_rows;
 use super::{bytes, floats, quads};
 use crate::kernels::activations::{BLOCK, CODE_MAX, CODES_BYTES, GROUP, Group, TILE};
@@ -14,7 +13,7 @@ use crate::kernels::formats::sub_len;
 use crate::kernels::simd::by_format;
 use crate::kernels::simd::formats::{self, Format};
 use crate::kernels::simd::gemv::{self, Dot};
-use crate::kernels::{Block, Gemv, Multiply, Ops, Panel, SideInput, SideTile, Unpack};
+use crate::kernels::{Block, Gemv, Multiply, Ops, Panel, SideInput, SideTiles, Unpack};
 use crate::quant::BlockType;
 
 crate::kernels::rows::row_ops!(true, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq");
@@ -27,7 +26,7 @@ pub(in crate::kernels) static OPS: Ops = Ops {
     float_gemv: floats::gemv,
     float_unpack: floats::unpack,
     float_multiply,
-    side_row,
+    side_rows,
     rows: &ROW_OPS,
 };
 
@@ -170,7 +169,8 @@ unsafe fn multiply_rows<const SUB: usize, const ROWS: usize>(panel: Panel, x: Gr
             // SAFETY: the panel and `x` have `blocks` blocks.
             unsafe {
                 let first = at * subs + sub;
-                let (d, m) = (_mm512_loadu_ps(panel.d.add(first * TILE)), _mm512_loadu_ps(panel.m.add(first * TILE)));
+                let scales = first * panel.scale_stride;
+                let (d, m) = (_mm512_loadu_ps(panel.d.add(scales)), _mm512_loadu_ps(panel.m.add(scales)));
                 let codes = panel.codes.add(first * SUB * TILE);
                 for row in 0..ROWS {
                     let place = at * ROWS + row;
@@ -222,18 +222,23 @@ unsafe fn float_multiply(panel: *const f32, x: &[f32], stride: usize, rows: usiz
 }
 
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vnni")]
-unsafe fn side_row(b: SideTile, ax: SideInput, out: &mut [f32; TILE]) {
-    // SAFETY: 32 codes of two ranks and 16 outputs at a time.
-    unsafe {
-        // Two chains of additions, so that one need not wait for the other.
-        let mut dots = [_mm512_setzero_si512(); 2];
-        for (index, (b, [low, high])) in b.codes.iter().zip(ax.codes).enumerate() {
-            let ax = _mm512_set1_epi32(pair(*low, *high));
-            let dot = &mut dots[index % 2];
-            *dot = _mm512_dpwssd_epi32(*dot, _mm512_cvtepi8_epi16(_mm256_loadu_si256(b.as_ptr().cast())), ax);
+unsafe fn side_rows(b: SideTiles, ax: SideInput, out: &mut [[f32; TILE]]) {
+    debug_assert!(b.steps.len() == out.len() && b.codes.len() == out.len() * ax.codes.len());
+    let (mut codes, pairs) = (b.codes.as_ptr(), ax.codes.as_ptr().cast::<i32>());
+    for (steps, out) in b.steps.iter().zip(out) {
+        // SAFETY: 32 codes of two ranks and 16 outputs at a time; two codes of `ax` are one 32-bit number.
+        unsafe {
+            // Two chains of additions, so that one need not wait for the other.
+            let mut dots = [_mm512_setzero_si512(); 2];
+            for index in 0..ax.codes.len() {
+                let ax = _mm512_set1_epi32(pairs.add(index).read_unaligned());
+                let b = _mm512_cvtepi8_epi16(_mm256_loadu_si256(codes.cast()));
+                dots[index % 2] = _mm512_dpwssd_epi32(dots[index % 2], b, ax);
+                codes = codes.add(1);
+            }
+            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[0], dots[1]));
+            let factors = _mm512_mul_ps(_mm512_loadu_ps(steps.as_ptr()), _mm512_set1_ps(ax.step));
+            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_fmadd_ps(dot, factors, _mm512_loadu_ps(out.as_ptr())));
         }
-        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[0], dots[1]));
-        let factors = _mm512_mul_ps(_mm512_loadu_ps(b.steps.as_ptr()), _mm512_set1_ps(ax.step));
-        _mm512_storeu_ps(out.as_mut_ptr(), _mm512_fmadd_ps(dot, factors, _mm512_loadu_ps(out.as_ptr())));
     }
 }

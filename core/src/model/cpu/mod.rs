@@ -132,8 +132,8 @@ impl Backend for Cpu {
 
     fn lora(&self, layer: &LayerLora, scale: f32) -> Result<CpuLora> {
         Ok(CpuLora {
-            gate_up: SidePath::new(&[layer.gate.as_ref(), layer.up.as_ref()], scale),
-            down: SidePath::new(&[layer.down.as_ref()], scale),
+            gate_up: SidePath::new(&self.kernels, &[layer.gate.as_ref(), layer.up.as_ref()], scale),
+            down: SidePath::new(&self.kernels, &[layer.down.as_ref()], scale),
         })
     }
 
