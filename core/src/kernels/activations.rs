@@ -30,11 +30,6 @@ impl Buffer {
         }
         self.0.as_mut_ptr().cast()
     }
-
-    /// For reading.
-    pub(super) fn as_ptr<T: Copy>(&self) -> *mut T {
-        self.0.as_ptr().cast_mut().cast()
-    }
 }
 
 /// Buffers for the quantised form of a matrix's input, reused from call to call.

@@ -27,6 +27,7 @@ mod product;
 mod rows;
 mod rows_api;
 mod scalar;
+mod side_memory;
 mod side_path;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
@@ -38,6 +39,7 @@ mod x86;
 pub use activations::{Activations, Input};
 pub use isa::{Isa, Kernels};
 pub use product::Product;
+pub use side_memory::SideMemory;
 pub use side_path::SidePath;
 
 use activations::Group;

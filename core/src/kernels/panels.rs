@@ -1,5 +1,6 @@
 use super::activations::{BLOCK, Buffer, TILE};
 use super::formats::{is_float, sub_len};
+use super::side_memory::{Kept, SideMemory};
 use super::side_path::prefetch;
 use super::{Ops, Panel};
 use crate::quant::{BlockType, QMatrix};
@@ -56,9 +57,9 @@ impl PanelBuffer {
 
 /// A small matrix, unpacked once; of quantised ones, all blocks of a row have the same `d` and `m`, which is kept once.
 pub(super) struct Panels {
-    codes: Buffer,
-    d: Buffer,
-    m: Buffer,
+    codes: Kept<u8>,
+    d: Kept<f32>,
+    m: Kept<f32>,
     /// Of one panel.
     sizes: Sizes,
     pub(super) block_type: BlockType,
@@ -67,27 +68,24 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    pub(super) fn new(ops: &Ops, weight: &QMatrix) -> Self {
+    pub(super) fn new(ops: &Ops, memory: &SideMemory, weight: &QMatrix) -> Self {
         let (block_type, rows, cols) = (weight.block_type(), weight.rows(), weight.cols());
         let mut sizes = Sizes::of(block_type, cols);
         if !is_float(block_type) {
             (sizes.d, sizes.m) = (TILE, TILE);
         }
-        let (mut codes, mut d, mut m) = (Buffer::default(), Buffer::default(), Buffer::default());
-        let count = rows.div_ceil(TILE);
-        let codes_at = codes.reserve::<u8>(sizes.codes * count);
-        let (d_at, m_at) = (d.reserve::<f32>(sizes.d * count), m.reserve::<f32>(sizes.m * count));
+        let (mut codes, mut d, mut m) = (Vec::new(), Vec::new(), Vec::new());
         let mut unpacked = PanelBuffer::default();
-        for tile in 0..count {
+        for tile in 0..rows.div_ceil(TILE) {
             let panel = unpacked.unpack(ops, weight, tile);
-            // SAFETY: the buffers have room for `count` panels, and `unpacked` holds one of at least that size.
+            // SAFETY: the panel has at least these sizes.
             unsafe {
-                codes_at.add(tile * sizes.codes).copy_from_nonoverlapping(panel.codes, sizes.codes);
-                d_at.add(tile * sizes.d).copy_from_nonoverlapping(panel.d, sizes.d);
-                m_at.add(tile * sizes.m).copy_from_nonoverlapping(panel.m, sizes.m);
+                codes.extend_from_slice(std::slice::from_raw_parts(panel.codes, sizes.codes));
+                d.extend_from_slice(std::slice::from_raw_parts(panel.d, sizes.d));
+                m.extend_from_slice(std::slice::from_raw_parts(panel.m, sizes.m));
             }
         }
-        Self { codes, d, m, sizes, block_type, rows, cols }
+        Self { codes: memory.keep(&codes), d: memory.keep(&d), m: memory.keep(&m), sizes, block_type, rows, cols }
     }
 
     /// Panels of 16 rows.
@@ -95,23 +93,21 @@ impl Panels {
         self.rows.div_ceil(TILE)
     }
 
+    /// For reading.
     pub(super) fn panel(&self, index: usize) -> Panel {
-        assert!(index < self.count(), "panel {index} of {}", self.count());
         Panel {
-            codes: self.codes.as_ptr::<u8>().wrapping_add(index * self.sizes.codes),
-            d: self.d.as_ptr::<f32>().wrapping_add(index * self.sizes.d),
-            m: self.m.as_ptr::<f32>().wrapping_add(index * self.sizes.m),
+            codes: self.codes[index * self.sizes.codes..].as_ptr().cast_mut(),
+            d: self.d[index * self.sizes.d..].as_ptr().cast_mut(),
+            m: self.m[index * self.sizes.m..].as_ptr().cast_mut(),
             scale_stride: if is_float(self.block_type) { TILE } else { 0 },
         }
     }
 
     /// Fetches `share` of `shares` equal stretches.
     pub(super) fn prefetch(&self, share: usize, shares: usize) {
-        let part = |len: usize| (len * share / shares, len * (share + 1) / shares - len * share / shares);
-        let (start, len) = part(self.sizes.codes * self.count());
-        prefetch(self.codes.as_ptr::<u8>().wrapping_add(start), len);
-        let (start, len) = part(self.sizes.d * self.count());
-        prefetch(self.d.as_ptr::<f32>().wrapping_add(start), len);
-        prefetch(self.m.as_ptr::<f32>(), self.sizes.m * self.count());
+        let part = |len: usize| len * share / shares..len * (share + 1) / shares;
+        prefetch(&self.codes[part(self.codes.len())]);
+        prefetch(&self.d[part(self.d.len())]);
+        prefetch(&self.m);
     }
 }

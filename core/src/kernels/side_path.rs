@@ -5,6 +5,7 @@ use half::f16;
 use super::Kernels;
 use super::activations::TILE;
 use super::panels::Panels;
+use super::side_memory::{Kept, SideMemory};
 use crate::lora::LoraPair;
 use crate::quant::{BlockType, QMatrix, WeightBytes, quantize};
 
@@ -31,9 +32,9 @@ pub(super) struct SideTarget {
     pub(super) rank: usize,
     pub(super) out: usize,
     /// `[out / 16, rank / 2, 16, 2]`; what the last tile or an odd rank lacks is zero.
-    codes: Vec<i8>,
+    codes: Kept<i8>,
     /// `[out / 16, 16]`
-    steps: Vec<f32>,
+    steps: Kept<f32>,
 }
 
 /// Some times 16 outputs of a target: `scale · b[o, r] = steps[o / 16][o % 16] · codes[o / 16 · rank / 2 + r / 2][o % 16][r % 2]`.
@@ -58,7 +59,7 @@ impl SidePath {
     ///
     /// # Panics
     /// If the pairs do not have the same input width.
-    pub fn new(kernels: &Kernels, pairs: &[Option<&LoraPair>], scale: f32) -> Option<Self> {
+    pub fn new(kernels: &Kernels, memory: &SideMemory, pairs: &[Option<&LoraPair>], scale: f32) -> Option<Self> {
         let cols = pairs.iter().flatten().next()?.a.ncols();
         // No model that takes packs has rows that are not whole blocks; f32 keeps the rest right.
         let block_type = if cols.is_multiple_of(32) { BlockType::Q8_0 } else { BlockType::F32 };
@@ -68,7 +69,7 @@ impl SidePath {
         for (index, pair) in pairs.iter().enumerate() {
             targets.push(pair.map(|pair| {
                 assert_eq!(pair.a.ncols(), cols, "pairs of one side path share their input");
-                let mut target = SideTarget::new(pair, scale);
+                let mut target = SideTarget::new(memory, pair, scale);
                 (target.index, target.start, target.first_pair) = (index, rows, pair_count);
                 rows += target.rank;
                 pair_count += target.pair_count();
@@ -84,7 +85,7 @@ impl SidePath {
             }));
         }
         let a = QMatrix::new(WeightBytes::Owned(a.into()), block_type, rows, cols).expect("sized by construction");
-        Some(Self { a: Panels::new(kernels.ops, &a), targets })
+        Some(Self { a: Panels::new(kernels.ops, memory, &a), targets })
     }
 
     /// Sum of the ranks, each rounded up to whole pairs.
@@ -94,7 +95,7 @@ impl SidePath {
 }
 
 impl SideTarget {
-    fn new(pair: &LoraPair, scale: f32) -> Self {
+    fn new(memory: &SideMemory, pair: &LoraPair, scale: f32) -> Self {
         let (out, rank) = pair.b.dim();
         let (tiles, pairs) = (out.div_ceil(TILE), rank.div_ceil(2));
         let mut codes = vec![0; tiles * pairs * 2 * TILE];
@@ -114,7 +115,7 @@ impl SideTarget {
                 }
             }
         }
-        Self { index: 0, start: 0, first_pair: 0, rank, out, codes, steps }
+        Self { index: 0, start: 0, first_pair: 0, rank, out, codes: memory.keep(&codes), steps: memory.keep(&steps) }
     }
 
     /// `rank / 2`, rounded up.
@@ -125,8 +126,8 @@ impl SideTarget {
     /// Fetches what [`tiles`](Self::tiles) gives: too short a stretch for the CPU to foresee.
     pub(super) fn prefetch(&self, tiles: Range<usize>) {
         let SideTiles { codes, steps } = self.tiles(tiles);
-        prefetch(codes.as_ptr(), codes.len());
-        prefetch(steps.as_ptr(), steps.len());
+        prefetch(codes);
+        prefetch(steps);
     }
 
     /// The outputs from `16 · tiles.start` on.
@@ -136,17 +137,17 @@ impl SideTarget {
     }
 }
 
-/// Asks the CPU to have `len` values in its second-level cache soon.
-pub(super) fn prefetch<T>(values: *const T, len: usize) {
+/// Asks the CPU to have `values` in its second-level cache soon.
+pub(super) fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for at in (0..len * size_of::<T>()).step_by(64) {
+    for at in (0..size_of_val(values)).step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a hint, without effect on what the program computes; every x86-64 has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(values.cast::<i8>().wrapping_add(at)) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().cast::<i8>().wrapping_add(at)) };
     }
     // Stable Rust has no such hint for 64-bit ARM.
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, len);
+    let _ = values;
 }
 
 /// Rows of `a` in Q8_0 whose blocks have one step per row.

@@ -109,7 +109,7 @@ fn a_side_path_adds_its_delta_for_one_row_and_for_many() {
                 .collect();
             let norm = expected.iter().map(|value| value * value).sum::<f32>().sqrt();
             let scalar = Kernels::new(Isa::Scalar).unwrap();
-            let side = |kernels| SidePath::new(&kernels, &[Some(&lora)], 0.5).unwrap();
+            let side = |kernels| SidePath::new(&kernels, &SideMemory::default(), &[Some(&lora)], 0.5).unwrap();
             let twin = product(scalar, &pool, &x, &weight, Some(&side(scalar)));
             each_kernel(|kernels| {
                 let what = format!("{kernels:?}, [{out}, {rank}, {cols}], {rows} rows");
@@ -135,8 +135,10 @@ fn a_gated_product_takes_the_side_paths_of_both_its_parts() {
     for rows in [1, 9] {
         let x = noise(9, rows * 96);
         each_kernel(|kernels| {
-            let both = SidePath::new(&kernels, &[Some(&gate_pair), Some(&up_pair)], 0.25).unwrap();
-            let alone = [&gate_pair, &up_pair].map(|pair| SidePath::new(&kernels, &[Some(pair)], 0.25).unwrap());
+            let both =
+                SidePath::new(&kernels, &SideMemory::default(), &[Some(&gate_pair), Some(&up_pair)], 0.25).unwrap();
+            let alone = [&gate_pair, &up_pair]
+                .map(|pair| SidePath::new(&kernels, &SideMemory::default(), &[Some(pair)], 0.25).unwrap());
             let mut expected = product(kernels, &pool, &x, &gate, Some(&alone[0]));
             kernels.gate(Activation::Silu, &mut expected, &product(kernels, &pool, &x, &up, Some(&alone[1])));
             let mut out = vec![f32::NAN; rows * 72];

@@ -20,7 +20,7 @@ pub(super) use cores::performance_cores;
 
 use super::backend::{Backend, Sequence};
 use super::config::{Activation, AttentionParams};
-use crate::kernels::{Activations, Kernels, Product, SidePath};
+use crate::kernels::{Activations, Kernels, Product, SideMemory, SidePath};
 use crate::lora::LayerLora;
 use crate::quant::{QMatrix, dequantize};
 use crate::threads::{Chunks, ThreadPool};
@@ -47,6 +47,7 @@ pub struct Cpu {
     pool: ThreadPool,
     arena: Arc<Arena>,
     activations: Mutex<Vec<Activations>>,
+    side_memory: SideMemory,
 }
 
 /// One layer's side path: the gate's and up projection's share their input.
@@ -75,7 +76,13 @@ impl Cpu {
             return Err(Error::InvalidOption { option: "threads", reason });
         }
         log::info!("CPU backend: {threads} threads, {} kernels", kernels.isa());
-        Ok(Self { kernels, pool: ThreadPool::new(threads), arena: Arc::default(), activations: Mutex::default() })
+        Ok(Self {
+            kernels,
+            pool: ThreadPool::new(threads),
+            arena: Arc::default(),
+            activations: Mutex::default(),
+            side_memory: SideMemory::default(),
+        })
     }
 
     /// Threads that compute.
@@ -132,8 +139,8 @@ impl Backend for Cpu {
 
     fn lora(&self, layer: &LayerLora, scale: f32) -> Result<CpuLora> {
         Ok(CpuLora {
-            gate_up: SidePath::new(&self.kernels, &[layer.gate.as_ref(), layer.up.as_ref()], scale),
-            down: SidePath::new(&self.kernels, &[layer.down.as_ref()], scale),
+            gate_up: SidePath::new(&self.kernels, &self.side_memory, &[layer.gate.as_ref(), layer.up.as_ref()], scale),
+            down: SidePath::new(&self.kernels, &self.side_memory, &[layer.down.as_ref()], scale),
         })
     }
 
