@@ -56,7 +56,9 @@ fn apple(target: &str) -> Result<PathBuf> {
 }
 
 fn debian(target: &str) -> Result<PathBuf> {
-    shell::run(targets::cross_cargo("rustc", target)?.args(BUILD))?;
+    // What is never linked is not stripped either, and Debian has no `rust-objcopy`.
+    let mut cargo = targets::cross_cargo("rustc", target)?;
+    shell::run(cargo.args(BUILD).env("CARGO_PROFILE_MOBILE_STRIP", "none"))?;
     Ok(shell::build_folder().join("cross").join(target).join("mobile").join(LIBRARY))
 }
 

@@ -15,8 +15,8 @@ const TARGETS: &[(&str, &[&str])] =
     &[("aarch64-linux-android", &[]), ("aarch64-apple-ios", &[]), ("aarch64-apple-darwin", &["metal"])];
 const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
-/// Stands in for a C compiler: `cargo check` never links, so build scripts only have to succeed. It says it is clang, and
-/// makes the files it is asked for, empty.
+/// Stands in for a C compiler and linker: neither `cargo check` nor a static library links, so build scripts only have to
+/// succeed. It says it is clang, and makes the files it is asked for, empty.
 const STUB_COMPILER: &str = r#"#!/bin/sh
 out=; preprocess=0; previous=
 for argument in "$@"; do
@@ -67,6 +67,8 @@ pub(crate) fn cross_cargo(verb: &str, target: &str) -> Result<Command> {
     for (tool, stub) in [("CC", "cc"), ("CXX", "cc"), ("AR", "ar")] {
         cargo.env(format!("{tool}_{name}"), stubs.join(stub));
     }
+    // Some dependency asks for a dynamic library too, which nobody uses.
+    cargo.env(format!("CARGO_TARGET_{}_LINKER", name.to_uppercase()), stubs.join("cc"));
     cargo.arg("--target-dir").arg(shell::build_folder().join("cross"));
     Ok(cargo)
 }
