@@ -19,13 +19,6 @@ private const val STREAMS = 10_000
 /** Streams of which the median is taken. */
 private const val STREAMS_MEASURED = 40
 
-private val FACTS = File(System.getenv("EDGEWELD_SCENARIO")).readLines().associate { line ->
-    val (name, value) = line.split("=", limit = 2)
-    name to value.replace("\\n", "\n").replace("\\\\", "\\")
-}
-
-private fun fact(name: String) = FACTS.getValue(name)
-
 private var missed = 0
 
 private fun figure(name: String, value: Double, unit: String, bar: Double) {

@@ -19,13 +19,6 @@ import org.jetbrains.skia.Image
 private const val WIDTH = 360
 private const val HEIGHT = 640
 
-private val FACTS = File(System.getenv("EDGEWELD_SCENARIO")).readLines().associate { line ->
-    val (name, value) = line.split("=", limit = 2)
-    name to value.replace("\\n", "\n").replace("\\\\", "\\")
-}
-
-private fun fact(name: String) = FACTS.getValue(name)
-
 private suspend fun ChatModel.play() {
     loadModel { File(fact("model")).inputStream() }.join()
     assertTrue(isReady, status)

@@ -1,7 +1,6 @@
 // The scenario in Kotlin. `cargo xtask test` compiles and runs it on the JVM; what it must see comes from the Rust run.
 
 import dev.edgeweld.*
-import java.io.File
 import kotlin.system.exitProcess
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
@@ -17,13 +16,6 @@ import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
-
-private val FACTS = File(System.getenv("EDGEWELD_SCENARIO")).readLines().associate { line ->
-    val (name, value) = line.split("=", limit = 2)
-    name to value.replace("\\n", "\n").replace("\\\\", "\\")
-}
-
-private fun fact(name: String) = FACTS.getValue(name)
 
 private val OPTIONS = GenerateOptions(maxTokens = fact("max_tokens").toUInt())
 private val MESSAGES = listOf(systemMessage(fact("prompt")), userMessage(fact("question")))

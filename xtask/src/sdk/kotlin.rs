@@ -20,10 +20,16 @@ const JNA: (&str, &str) = ("net.java.dev.jna:jna:5.19.1", "jna-5.19.1.jar");
 /// All of the SDK in Kotlin; Android's project compiles the same folders.
 const SOURCES: [&str; 2] = ["bindings/kotlin/src/generated/kotlin", "bindings/kotlin/src/main/kotlin"];
 
+/// What the programs below read the scenario's facts with.
+const FACTS: &str = "bindings/tests/kotlin/Facts.kt";
+const SCENARIO: [&str; 2] = [FACTS, "bindings/tests/kotlin/Scenario.kt"];
+const FIGURES: [&str; 2] = [FACTS, "bindings/tests/kotlin/Figures.kt"];
+
 /// The sample app without its activity, and the program that plays it.
-const SAMPLE: [&str; 3] = [
+const SAMPLE: [&str; 4] = [
     "android/sample/src/main/kotlin/dev/edgeweld/sample/ChatModel.kt",
     "android/sample/src/main/kotlin/dev/edgeweld/sample/Screens.kt",
+    FACTS,
     "bindings/tests/kotlin/Sample.kt",
 ];
 /// Names Compose's libraries for a desktop.
@@ -129,7 +135,7 @@ pub(crate) fn play(built: &Built, aar: &Path) -> Result<()> {
     let unpacked = unpacked(aar)?;
     let path = format!("-Djna.library.path={}", unpacked.join("jni").join(aar::HOST_ABI).display());
     let (java, classes) = (["-Xmx256m", &path], unpacked.join("classes.jar"));
-    Kotlin::new()?.run(built.scenario(), &java, &classes, &["bindings/tests/kotlin/Scenario.kt"], &[])
+    Kotlin::new()?.run(built.scenario(), &java, &classes, &SCENARIO, &[])
 }
 
 /// Runs Android's sample without its activity, and draws its screens as pictures.
@@ -146,7 +152,7 @@ pub(crate) fn sample(built: &Built, aar: &Path) -> Result<()> {
 pub(crate) fn figures(args: &[&str]) -> Result<()> {
     let built = Built::shipped()?;
     let jar = desktop_jar(&built.stripped()?, &classes()?)?;
-    Kotlin::new()?.run(built.scenario(), &["-Xmx256m"], &jar, &["bindings/tests/kotlin/Figures.kt"], args)
+    Kotlin::new()?.run(built.scenario(), &["-Xmx256m"], &jar, &FIGURES, args)
 }
 
 /// The jar for desktop JVMs: the classes, and the library where JNA looks for this system's.
