@@ -9,7 +9,8 @@ use edgeweld::lora::LoraSet;
 use edgeweld_cloud::data::{Item, Question, Task};
 use edgeweld_cloud::edge_model::EdgeModel;
 use edgeweld_cloud::eval::{
-    Arm, EvalOptions, EvalTask, Format, PackSources, Packs, Report, Request, evaluate, log_likelihoods, lorahub, select,
+    Arm, EvalOptions, EvalTask, Format, PackSources, Packs, Report, Request, TokenRouted, evaluate, log_likelihoods,
+    lorahub, select,
 };
 use edgeweld_cloud::generator::{Generator, GeneratorConfig, LanguageModel, Reading, Routing};
 use edgeweld_cloud::method::Composition;
@@ -129,6 +130,17 @@ fn blind(first_layer: usize) -> GeneratorConfig {
     }
 }
 
+/// Two experts per layer that each token chooses from; with `top_k` 2 LoRAMoE, with 1 MixLoRA.
+fn by_token(first_layer: usize, top_k: usize) -> GeneratorConfig {
+    let reading = Reading::Token;
+    GeneratorConfig { expert_count: 2, top_k, shared_expert: false, reading, ..blind(first_layer) }
+}
+
+/// The weights straight from the meta tokens.
+fn direct() -> GeneratorConfig {
+    GeneratorConfig { expert_count: 4, top_k: 4, routing: Routing::Direct, ..paper() }
+}
+
 fn trainer(model: &Path, config: TrainConfig) -> Result<Trainer> {
     let load = || LanguageModel::load(model, &Device::Cpu).unwrap();
     let sampler = Sampler::new(tasks(), &config, |_| true);
@@ -190,6 +202,48 @@ fn gradients_of_every_trained_tensor_agree_with_pytorch() {
 }
 
 #[test]
+fn gradients_agree_with_finite_differences_where_weights_are_generated_directly_or_tokens_choose() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    for generator in [direct(), by_token(0, 2)] {
+        let config = TrainConfig { dropout: 0.0, load_balance: 0.3, baseline: None, ..config(generator) };
+        let mut trainer = trainer(&model, config).unwrap();
+        // b is no longer zero after some steps.
+        steps(&mut trainer, 5);
+        let loss = |trainer: &mut Trainer| {
+            let mut report = StepReport { learners: vec![Default::default()], ..Default::default() };
+            trainer.learn(&torch_pass(), 0, &mut report, &CancelToken::new()).unwrap();
+            let learner = report.learners[0];
+            learner.loss + 0.5 * learner.choice_loss + 0.3 * learner.load_balance
+        };
+        trainer.learners[0].forget();
+        loss(&mut trainer);
+        let gradients = trainer.learners[0].gradients().clone();
+        assert_eq!(gradients.len(), trainer.learners[0].generator.parameters.trained().count());
+        for (name, gradient) in gradients {
+            let norm = gradient.sqr().unwrap().sum_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
+            if name == "router.f2.bias" {
+                // The bias before a batch norm has no effect.
+                assert!(norm < 1e-4, "{norm}");
+                continue;
+            }
+            assert!(norm > 1e-3, "{name}: nothing to compare");
+            let value = trainer.learners[0].generator.parameters.tensor(&name).copy().unwrap();
+            let step = 3e-3;
+            let mut at = |side: f64| {
+                let moved = (gradient.affine(side * step / f64::from(norm), 0.0).unwrap() + &value).unwrap();
+                trainer.learners[0].generator.parameters.var(&name).set(&moved).unwrap();
+                loss(&mut trainer)
+            };
+            let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+            trainer.learners[0].generator.parameters.var(&name).set(&value).unwrap();
+            let error = (slope / f64::from(norm) - 1.0).abs();
+            assert!(error < 0.02, "{name}: slope {slope}, gradient {norm}");
+        }
+    }
+}
+
+#[test]
 fn a_multiple_choice_item_is_learnt_as_the_harness_asks_it() {
     let question = Some(Question { context: None, text: "what is red".into() });
     let choices = vec!["a hat".into(), "the sea".into()];
@@ -243,7 +297,7 @@ fn steps(trainer: &mut Trainer, count: usize) {
 
 #[test]
 fn a_resumed_run_continues_bit_for_bit() {
-    for generator in [extended(), paper()] {
+    for generator in [extended(), paper(), direct(), by_token(0, 1)] {
         let folder = tempfile::tempdir().unwrap();
         let model = model(folder.path());
         let mut whole = trainer(&model, config(generator.clone())).unwrap();
@@ -267,15 +321,18 @@ fn a_resumed_run_continues_bit_for_bit() {
 fn training_lowers_the_loss_of_generator_and_baseline() {
     let folder = tempfile::tempdir().unwrap();
     let model = model(folder.path());
-    let config = TrainConfig { dropout: 0.0, prompts_per_pass: 4, ..config(extended()) };
-    let mut trainer = trainer(&model, config).unwrap();
-    trainer.fit_reading(&CancelToken::new()).unwrap();
-    let first = trainer.advance(&CancelToken::new()).unwrap();
-    steps(&mut trainer, 40);
-    let last = trainer.advance(&CancelToken::new()).unwrap();
-    for (first, last) in first.learners.iter().zip(&last.learners) {
-        assert!(last.loss < 0.7 * first.loss, "{} -> {}", first.loss, last.loss);
-        assert!(first.choice_loss > 0.0 && last.choice_loss < first.choice_loss);
+    for (generator, baseline) in [(extended(), blind(1)), (direct(), by_token(0, 2)), (extended(), by_token(1, 1))] {
+        let baseline = Some(baseline);
+        let config = TrainConfig { dropout: 0.0, prompts_per_pass: 4, baseline, ..config(generator) };
+        let mut trainer = trainer(&model, config).unwrap();
+        trainer.fit_reading(&CancelToken::new()).unwrap();
+        let first = trainer.advance(&CancelToken::new()).unwrap();
+        steps(&mut trainer, 40);
+        let last = trainer.advance(&CancelToken::new()).unwrap();
+        for (first, last) in first.learners.iter().zip(&last.learners) {
+            assert!(last.loss < 0.7 * first.loss, "{} -> {}", first.loss, last.loss);
+            assert!(first.choice_loss > 0.0 && last.choice_loss < first.choice_loss);
+        }
     }
 }
 
@@ -315,6 +372,9 @@ fn rejects_configurations_by_the_name_of_the_option() {
         ("reading", generator(|g| (g.expert_count, g.top_k) = (0, 0))),
         ("cloud_rank", generator(|g| g.cloud_rank = 2)),
         ("rank", generator(|g| g.rank = 0)),
+        ("top_k", generator(|g| g.routing = Routing::Direct)),
+        ("shared_expert", generator(|g| g.reading = Reading::Token)),
+        ("routing", generator(|g| (g.reading, g.shared_expert) = (Reading::Token, false))),
         ("baseline", run(|c| c.baseline.as_mut().unwrap().first_layer = 0)),
         ("step_count", run(|c| c.step_count = 0)),
         ("items_per_prompt", run(|c| c.items_per_prompt = 0)),
@@ -358,6 +418,14 @@ fn gates_are_zero_below_the_first_layer_and_one_for_the_shared_expert() {
     }
 }
 
+/// The folder of `generator` after some steps.
+fn saved(model: &Path, folder: &Path, generator: GeneratorConfig) -> PathBuf {
+    let mut trainer = trainer(model, TrainConfig { baseline: None, ..config(generator) }).unwrap();
+    steps(&mut trainer, 4);
+    trainer.save_generator(folder).unwrap();
+    folder.join("generator")
+}
+
 fn evaluated(model: &Path, folder: &Path) -> (EdgeModel, Packs, Vec<EvalTask>, EvalOptions) {
     let mut trainer = trainer(model, config(extended())).unwrap();
     trainer.fit_reading(&CancelToken::new()).unwrap();
@@ -365,8 +433,13 @@ fn evaluated(model: &Path, folder: &Path) -> (EdgeModel, Packs, Vec<EvalTask>, E
     trainer.save_generator(folder).unwrap();
     let edge = EdgeModel::load(model, Some(1)).unwrap();
     let (generator, baseline) = (folder.join("generator"), folder.join("baseline"));
-    let sources =
-        PackSources { generator: Some((&generator, model)), lora: Some(&baseline), lora_prompt: Some(&baseline) };
+    let by_token_folder = saved(model, &folder.join("by-token"), by_token(1, 1));
+    let sources = PackSources {
+        generator: Some((&generator, model)),
+        lora: Some(&baseline),
+        lora_prompt: Some(&baseline),
+        token_routed: Some(&by_token_folder),
+    };
     let packs = Packs::load(model, sources).unwrap();
     let tasks = select(tasks(), 5, 4, false);
     let options =
@@ -386,7 +459,7 @@ fn evaluation_runs_every_arm_on_the_same_items_and_continues_where_it_stopped() 
     })
     .unwrap();
     // No other task has the labels of either, and neither has examples that LoraHub could fit.
-    assert_eq!((runs, all.len()), (14, 14));
+    assert_eq!((runs, all.len()), (16, 16));
     assert!(all.iter().all(|outcome| outcome.scores.len() == 5 && outcome.ranked));
     let of = |task: &str, arm: Arm| all.iter().find(|outcome| outcome.task == task && outcome.arm == arm).unwrap();
     assert_eq!(of("t", Arm::Pack).pack_of.as_deref(), Some("t"));
@@ -396,12 +469,12 @@ fn evaluation_runs_every_arm_on_the_same_items_and_continues_where_it_stopped() 
         assert_eq!(of("t", arm).prompt_tokens, "say yes or no\n".len() as f64, "a letter is a token");
     }
 
-    let again = evaluate(&edge, &packs, &tasks, &options, all[..7].to_vec(), &CancelToken::new(), &mut |_| {
+    let again = evaluate(&edge, &packs, &tasks, &options, all[..8].to_vec(), &CancelToken::new(), &mut |_| {
         runs += 1;
         Ok(())
     })
     .unwrap();
-    assert_eq!(runs, 14 + 7, "what was done is not run again");
+    assert_eq!(runs, 16 + 8, "what was done is not run again");
     let scores = |outcomes: &[edgeweld_cloud::eval::Outcome]| {
         outcomes.iter().map(|outcome| (outcome.task.clone(), outcome.arm, outcome.scores.clone())).collect::<Vec<_>>()
     };
@@ -439,14 +512,60 @@ fn the_likeliest_choice_is_that_of_a_forward_pass_over_context_and_answer() {
 }
 
 #[test]
-fn the_lora_arm_refuses_a_generator_that_reads_prompts() {
+fn an_arm_refuses_a_generator_that_has_no_place_in_it() {
     let folder = tempfile::tempdir().unwrap();
     let model = model(folder.path());
-    let trainer = trainer(&model, config(extended())).unwrap();
+    let reader = saved(&model, &folder.path().join("reader"), extended());
+    let by_token = saved(&model, &folder.path().join("by-token"), by_token(1, 1));
+    let refusal = |sources: PackSources| Packs::load(&model, sources).err().map(|error| error.to_string()).unwrap();
+    for (sources, reason) in [
+        (PackSources { lora: Some(&reader), ..PackSources::default() }, "it is no baseline"),
+        (PackSources { lora: Some(&by_token), ..PackSources::default() }, "its arm is lora-tokens"),
+        (PackSources { generator: Some((&by_token, &model)), ..PackSources::default() }, "no LoRA to make packs of"),
+        (PackSources { token_routed: Some(&reader), ..PackSources::default() }, "not token-routed"),
+    ] {
+        let text = refusal(sources);
+        assert!(text.contains(reason), "{text}");
+    }
+}
+
+#[test]
+fn a_single_expert_chosen_by_every_token_answers_as_the_same_lora_on_the_edge_runtime() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let single = GeneratorConfig { expert_count: 1, ..by_token(1, 1) };
+    let mut trainer = trainer(&model, TrainConfig { weight_average: 0.0, ..config(single) }).unwrap();
+    steps(&mut trainer, 20);
+    let pools = |learner: usize| {
+        let parameters = &trainer.learners[learner].generator.parameters;
+        parameters.trained().filter(|(name, _)| name.starts_with("pool.")).collect::<Vec<_>>()
+    };
+    for ((name, var), (_, routed)) in pools(1).into_iter().zip(pools(0)) {
+        var.set(&routed.as_tensor().copy().unwrap()).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
     trainer.save_generator(folder.path()).unwrap();
-    let generator = folder.path().join("generator");
-    let error = Packs::load(&model, PackSources { lora: Some(&generator), ..PackSources::default() }).err();
-    assert!(matches!(error, Some(Error::InvalidOption { option: "--baseline", .. })), "{error:?}");
+
+    let language_model = || LanguageModel::load(&model, &Device::Cpu).unwrap();
+    let routed = TokenRouted::load(&folder.path().join("generator"), language_model()).unwrap();
+    let edge = EdgeModel::load(&model, Some(1)).unwrap();
+    let sources = PackSources { lora: Some(&folder.path().join("baseline")), ..PackSources::default() };
+    let packs = Packs::load(&model, sources).unwrap();
+    let tasks = select(tasks(), 5, 4, false);
+    let mut largest_effect = 0f64;
+    for item in &tasks[0].task.items {
+        let requests = Format::Chat.requests(&edge, "t", None, item, &tasks[0].labels).unwrap();
+        let by_token = routed.log_likelihoods(&requests, &CancelToken::new()).unwrap();
+        let on_the_edge = |lora: Option<&LoraSet>| {
+            let mut reader = edge.reader(64, lora.map(|lora| edge.side_path(lora).unwrap())).unwrap();
+            log_likelihoods(&mut reader, &requests, &CancelToken::new()).unwrap()
+        };
+        let (with, without) = (on_the_edge(Some(packs.lora().unwrap())), on_the_edge(None));
+        for ((by_token, with), without) in by_token.iter().zip(with).zip(without) {
+            largest_effect = largest_effect.max((with - without).abs());
+            assert!((by_token - with).abs() < 0.02 * with.abs(), "{by_token} {with} {without}");
+        }
+    }
+    assert!(largest_effect > 0.5, "{largest_effect}");
 }
 
 #[test]

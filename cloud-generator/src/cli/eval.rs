@@ -50,6 +50,9 @@ pub(crate) struct EvalArgs {
     /// Generator folder of the multi-task LoRA that was trained with prompts in the context, for the lora-prompt arm.
     #[arg(long)]
     prompted_baseline: Option<PathBuf>,
+    /// Generator folder of LoRA experts that tokens choose from (LoRAMoE, MixLoRA), for the lora-tokens arm.
+    #[arg(long)]
+    token_baseline: Option<PathBuf>,
     /// Data file (task or mc lines, gzip or not); repeat for more.
     #[arg(long, required = true)]
     tasks: Vec<PathBuf>,
@@ -63,7 +66,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_enum, default_value = "all")]
     split: Split,
     /// Arms, separated by commas: none, prompt, fewshot, pack, pack-mismatched, pack-same-labels, lora, lora-prompt,
-    /// lorahub.
+    /// lorahub, lora-tokens.
     #[arg(long, value_delimiter = ',', default_value = "none,prompt,pack,pack-mismatched")]
     arms: Vec<String>,
     /// Most items per task.
@@ -133,6 +136,7 @@ pub(crate) fn run(args: EvalArgs, cancel: &CancelToken) -> Result<()> {
         generator: args.generator.as_deref().zip(args.cloud.as_deref()),
         lora: baseline.as_deref(),
         lora_prompt: args.prompted_baseline.as_deref(),
+        token_routed: args.token_baseline.as_deref(),
     };
     let packs = Packs::load(&args.edge, sources)?;
     let mut file = std::fs::File::options().append(true).open(&path).map_err(Error::io(&path))?;
@@ -196,6 +200,7 @@ fn settings(args: &EvalArgs, options: &EvalOptions, tasks: &[EvalTask]) -> Resul
         "generator": args.generator.as_ref().map(name).transpose()?,
         "baseline": args.baseline.as_ref().map(name).transpose()?,
         "prompted_baseline": args.prompted_baseline.as_ref().map(name).transpose()?,
+        "token_baseline": args.token_baseline.as_ref().map(name).transpose()?,
         "cloud": args.cloud.as_ref().and_then(file),
         "files": args.tasks.iter().filter_map(file).collect::<Vec<_>>(),
         "split": format!("{:?}", args.split).to_lowercase(),

@@ -22,11 +22,13 @@ pub enum Arm {
     LoraPrompt,
     /// The generator's experts, weighted by what fits the task's examples best (LoraHub); nothing in the context.
     Lorahub,
+    /// LoRA experts for all tasks that every token chooses from (LoRAMoE, MixLoRA); nothing in the context.
+    LoraTokens,
 }
 
 impl Arm {
     /// All arms, in the order of tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::None,
         Self::Prompt,
         Self::Fewshot,
@@ -36,6 +38,7 @@ impl Arm {
         Self::Lora,
         Self::LoraPrompt,
         Self::Lorahub,
+        Self::LoraTokens,
     ];
 
     /// As the command line and reports write it.
@@ -50,6 +53,7 @@ impl Arm {
             Self::Lora => "lora",
             Self::LoraPrompt => "lora-prompt",
             Self::Lorahub => "lorahub",
+            Self::LoraTokens => "lora-tokens",
         }
     }
 }

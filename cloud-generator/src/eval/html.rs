@@ -7,8 +7,9 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;ma
 h1,h2{line-height:1.2}table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .6rem;text-align:right;\
 border-bottom:1px solid #d8dde4}td:first-child,th:first-child{text-align:left}pre{background:#f4f6f8;padding:1rem;\
 overflow:auto}svg{width:100%;height:auto}.note{color:#5b6675}";
-const COLOURS: [&str; 9] =
-    ["#8a94a3", "#4c78a8", "#72a5d8", "#d1495b", "#edae49", "#e6c98f", "#66a182", "#9cc7b1", "#9a6fb0"];
+/// Of each arm, in their order.
+const COLOURS: [&str; Arm::ALL.len()] =
+    ["#8a94a3", "#4c78a8", "#72a5d8", "#d1495b", "#edae49", "#e6c98f", "#66a182", "#9cc7b1", "#9a6fb0", "#c38d9e"];
 
 /// The report as one page without any other file.
 pub fn html(report: &Report) -> String {

@@ -2,7 +2,7 @@
 //!
 //! An *arm* is a way to tell the model its task: not at all, a prompt in its context, examples in its context, the pack
 //! that a generator made of the prompt, the pack of *another* task's prompt (the control that shows whether a pack carries its
-//! own), one multi-task LoRA for everything, or a LoRA that its examples alone decide. Items with choices are answered by log-likelihood with the semantics
+//! own), one multi-task LoRA or token-routed experts for everything, or a LoRA that its examples alone decide. Items with choices are answered by log-likelihood with the semantics
 //! of lm-evaluation-harness; open ones by greedy text, scored by exact match and ROUGE-L.
 
 mod arm;
@@ -15,6 +15,7 @@ mod run;
 mod score;
 mod statistics;
 mod task;
+mod token_routed;
 
 pub use arm::Arm;
 pub use format::{Format, Request};
@@ -26,3 +27,4 @@ pub use run::{EvalOptions, EvalProgress, Evaluation, Outcome, evaluate};
 pub use score::{Score, log_likelihoods, rank, rouge_l};
 pub use statistics::{Estimate, macro_mean, paired};
 pub use task::{EvalTask, select};
+pub use token_routed::TokenRouted;

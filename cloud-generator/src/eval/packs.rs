@@ -4,9 +4,9 @@ use candle_core::Device;
 use edgeweld::CancelToken;
 use edgeweld::lora::{LayerLora, LoraSet};
 
-use super::{Request, lorahub};
+use super::{Request, TokenRouted, lorahub};
 use crate::edge_model::EdgeModel;
-use crate::generator::{Generator, LanguageModel};
+use crate::generator::{Generator, LanguageModel, Reading};
 use crate::{Error, Result};
 
 /// What makes the LoRAs of the arms that have one.
@@ -14,6 +14,7 @@ pub struct Packs {
     generator: Option<(Generator, LanguageModel)>,
     lora: Option<LoraSet>,
     lora_prompt: Option<LoraSet>,
+    token_routed: Option<TokenRouted>,
 }
 
 /// Where [`Packs`] come from.
@@ -25,14 +26,15 @@ pub struct PackSources<'a> {
     pub lora: Option<&'a Path>,
     /// Generator folder of the multi-task LoRA that was trained with prompts in the context.
     pub lora_prompt: Option<&'a Path>,
+    /// Generator folder of token-routed experts.
+    pub token_routed: Option<&'a Path>,
 }
 
 impl Packs {
     /// Loads what the arms need, for the edge model in the GGUF file `edge`.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if a folder is malformed or for other models; [`Error::InvalidOption`] if a multi-task
-    /// LoRA reads prompts.
+    /// [`Error::InvalidFile`] if a folder is malformed, for other models or of a generator that has no place in its arm.
     pub fn load(edge: &Path, sources: PackSources) -> Result<Self> {
         let device = Device::Cpu;
         let edge = LanguageModel::load(edge, &device)?;
@@ -44,13 +46,17 @@ impl Packs {
         });
         let blind = |folder: &Path| {
             // It reads no prompt, so that the edge model can stand for its cloud LM.
-            let (generator, _) = Generator::load_blind(folder, &edge, &device)?;
+            let (generator, info) = Generator::load_blind(folder, &edge, &device)?;
+            if generator.config.reading == Reading::Token {
+                return Err(invalid("--baseline", &format!("{} is no LoRA: its arm is lora-tokens", info.name)));
+            }
             lora(&generator, &edge, "", &CancelToken::default())
         };
         Ok(Self {
             generator: generator.transpose()?,
             lora: sources.lora.map(blind).transpose()?,
             lora_prompt: sources.lora_prompt.map(blind).transpose()?,
+            token_routed: sources.token_routed.map(|folder| TokenRouted::load(folder, edge)).transpose()?,
         })
     }
 
@@ -64,20 +70,28 @@ impl Packs {
         lorahub(edge, generator, shots, cancel)
     }
 
-    pub(super) fn lora(&self) -> Result<&LoraSet> {
-        self.lora.as_ref().ok_or_else(|| missing("--baseline", "the lora arm needs one"))
+    /// The multi-task LoRA.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] without one.
+    pub fn lora(&self) -> Result<&LoraSet> {
+        self.lora.as_ref().ok_or_else(|| invalid("--baseline", "the lora arm needs one"))
     }
 
     pub(super) fn lora_prompt(&self) -> Result<&LoraSet> {
-        self.lora_prompt.as_ref().ok_or_else(|| missing("--prompted-baseline", "the lora-prompt arm needs one"))
+        self.lora_prompt.as_ref().ok_or_else(|| invalid("--prompted-baseline", "the lora-prompt arm needs one"))
+    }
+
+    pub(super) fn token_routed(&self) -> Result<&TokenRouted> {
+        self.token_routed.as_ref().ok_or_else(|| invalid("--token-baseline", "the lora-tokens arm needs one"))
     }
 
     fn generator(&self) -> Result<&(Generator, LanguageModel)> {
-        self.generator.as_ref().ok_or_else(|| missing("--generator", "the pack arms and lorahub need one"))
+        self.generator.as_ref().ok_or_else(|| invalid("--generator", "the pack arms and lorahub need one"))
     }
 }
 
-fn missing(option: &'static str, reason: &str) -> Error {
+fn invalid(option: &'static str, reason: &str) -> Error {
     Error::InvalidOption { option, reason: reason.into() }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::format::chat_context;
 use super::score::{log_likelihoods, rank, text_score};
-use super::{Arm, EvalTask, Format, Packs, Request, Score};
+use super::{Arm, EvalTask, Format, Packs, Request, Score, TokenRouted};
 use crate::Result;
 use crate::data::Item;
 use crate::edge_model::{EdgeModel, Reader};
@@ -108,7 +108,8 @@ pub fn evaluate(
                 }
             };
             let pack_seconds = if side.is_some() { start.elapsed().as_secs_f64() } else { 0.0 };
-            let mut outcome = run(edge, side, task, arm, options, cancel)?;
+            let tokens = (arm == Arm::LoraTokens).then(|| packs.token_routed()).transpose()?;
+            let mut outcome = run(edge, side, tokens, task, arm, options, cancel)?;
             outcome.pack_of = source.map(|source| source.task.name.clone());
             outcome.pack_seconds = pack_seconds;
             listener(EvalProgress { done: done_count, total, outcome: &outcome })?;
@@ -132,6 +133,8 @@ fn pack_source<'a>(
     match arm {
         Arm::None | Arm::Prompt | Arm::Fewshot | Arm::Lora | Arm::LoraPrompt => Some(None),
         Arm::Lorahub => (!own.task.examples.is_empty()).then_some(None),
+        // Its forward pass has no KV cache to write answers with.
+        Arm::LoraTokens => own.is_ranked().then_some(None),
         Arm::Pack => Some(Some(own)),
         Arm::PackMismatched => Some(Some(far().find(|task| prompt(task) != prompt(own))?)),
         Arm::PackSameLabels => {
@@ -154,6 +157,7 @@ fn shots(edge: &EdgeModel, task: &EvalTask, options: &EvalOptions) -> Result<Vec
 fn run(
     edge: &EdgeModel,
     side: Option<Arc<[CpuLora]>>,
+    tokens: Option<&TokenRouted>,
     task: &EvalTask,
     arm: Arm,
     options: &EvalOptions,
@@ -195,7 +199,10 @@ fn run(
     for (item, choices, requests) in &work {
         scores.push(if task.is_ranked() {
             let right = item.outputs.first().and_then(|answer| choices.iter().position(|choice| choice == answer));
-            let likelihoods = log_likelihoods(&mut reader, requests, cancel)?;
+            let likelihoods = match tokens {
+                Some(tokens) => tokens.log_likelihoods(requests, cancel)?,
+                None => log_likelihoods(&mut reader, requests, cancel)?,
+            };
             rank(&likelihoods, choices, right.unwrap_or(usize::MAX))
         } else {
             text_score(&greedy(edge, &mut reader, &requests[0].ids, options.answer_tokens_max, cancel)?, &item.outputs)

@@ -15,6 +15,10 @@ pub enum Reading {
     Pooled,
     /// The layer's embedding alone, so that every prompt gets the same LoRA: for baselines and ablations.
     None,
+    /// No prompt: each layer has `expert_count` experts of its own, and the FFN's input chooses among them token by
+    /// token. With `top_k = expert_count` that is LoRAMoE (arXiv 2312.09979), with fewer MixLoRA (arXiv 2404.15159).
+    /// What depends on the token can be neither merged nor made a pack: for baselines.
+    Token,
 }
 
 /// How the router's logits become gates in training.
@@ -26,13 +30,17 @@ pub enum Routing {
     KeepTop,
     /// The `top_k` largest after adding Gumbel noise (the paper's Table 8); without noise at inference.
     Gumbel,
+    /// No choice: the logits themselves weigh all experts, whatever their size and sign. Router and pool are then one
+    /// network whose last layer, the pool, gives the LoRA's weights: direct generation (the paper's Table 9).
+    Direct,
 }
 
 /// What a generator is; the paper's values are the defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GeneratorConfig {
-    /// Experts in the pool that the router chooses from; 0 leaves the shared experts alone: plain multi-task LoRA.
+    /// Experts in the pool that the router chooses from (per layer for [`Reading::Token`]); 0 leaves the shared experts
+    /// alone: plain multi-task LoRA.
     pub expert_count: usize,
     /// Experts kept per layer.
     pub top_k: usize,
@@ -92,6 +100,15 @@ impl GeneratorConfig {
         if self.expert_count == 0 && !self.shared_expert {
             return invalid("expert_count", "without experts and without shared experts there is no LoRA".into());
         }
+        if self.reading == Reading::Token && self.shared_expert {
+            return invalid("shared_expert", "experts that tokens choose from are not shared by prompts".into());
+        }
+        if self.reading == Reading::Token && self.routing != Routing::KeepTop {
+            return invalid("routing", "tokens keep the largest gates".into());
+        }
+        if self.routing == Routing::Direct && self.top_k < self.expert_count {
+            return invalid("top_k", "direct generation keeps all experts".into());
+        }
         if self.expert_count == 0 && self.reading != Reading::None {
             return invalid("reading", "nothing is routed without experts: it must be \"none\"".into());
         }
@@ -109,9 +126,19 @@ impl GeneratorConfig {
         }
     }
 
-    /// Experts of the pool: those the router chooses from, then the shared ones of `layer_count` edge layers.
+    /// Whether a router turns what was read of a prompt into gates.
+    pub fn routes_prompts(&self) -> bool {
+        self.expert_count > 0 && self.reading != Reading::Token
+    }
+
+    /// Experts of the pool: those the router chooses from, then the shared ones of `layer_count` edge layers; or those
+    /// that the tokens of each layer choose from, layer after layer.
     pub fn pool_size(&self, layer_count: usize) -> usize {
-        self.expert_count + if self.shared_expert { layer_count - self.first_layer } else { 0 }
+        let layers = layer_count - self.first_layer;
+        match self.reading {
+            Reading::Token => self.expert_count * layers,
+            _ => self.expert_count + if self.shared_expert { layers } else { 0 },
+        }
     }
 
     /// Experts that make up the LoRA of one layer.

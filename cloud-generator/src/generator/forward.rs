@@ -7,7 +7,7 @@ use edgeweld::model::{Config, Decoder};
 
 use super::{GeneratorConfig, Parameters, Routing, init};
 use crate::Result;
-use crate::grad::{Dropout, Grad, GroupedLora, LayerTheta, MatrixLora};
+use crate::grad::{Dropout, Grad, GroupedLora, LayerTheta, MatrixLora, TokenExperts};
 use crate::method::{BatchStatistics, ExpertPool, Gates, Router, gumbel_noise, load_balance};
 
 /// From prompts to gates and LoRAs, for one pair of cloud LM and edge model.
@@ -29,7 +29,7 @@ pub struct PromptGates {
     pub prompt_count: usize,
     /// Edge layers before the first row, which get no delta.
     pub first_layer: usize,
-    /// Experts that the router chose from; the shared ones follow.
+    /// Experts that the router chose from, which come first; 0 where it does not choose.
     pub routed_count: usize,
 }
 
@@ -52,7 +52,7 @@ impl Generator {
     pub fn new(config: GeneratorConfig, cloud: &Config, edge: &Config, seed: u64, device: &Device) -> Result<Self> {
         config.check(edge.layer_count())?;
         let parameters = init::parameters(&config, cloud, edge, seed, device)?;
-        let router = (config.expert_count > 0).then(|| init::router(&parameters));
+        let router = config.routes_prompts().then(|| init::router(&parameters));
         let pool = init::pool(&config, &parameters, edge);
         Ok(Self { config, parameters, router, pool, layer_count: edge.layer_count() })
     }
@@ -110,16 +110,21 @@ impl Generator {
         let routed = logits.map(|logits| {
             let experts = logits.dim(1)?;
             let logits = logits.reshape((prompt_count, layers, experts))?.transpose(0, 1)?;
-            Gates::from_logits(&logits.contiguous()?.reshape((rows, experts))?, self.config.top_k)
+            let logits = logits.contiguous()?.reshape((rows, experts))?;
+            match self.config.routing {
+                Routing::Direct => Gates::direct(&logits),
+                Routing::KeepTop | Routing::Gumbel => Gates::from_logits(&logits, self.config.top_k),
+            }
         });
         let routed = routed.transpose()?;
-        let routed_count = self.config.expert_count;
+        let expert_count = self.config.expert_count;
+        let routed_count = if self.config.routing == Routing::Direct { 0 } else { expert_count };
         let shared = self.config.shared_expert.then(|| -> Result<Gates> {
             let layer_of = |row: usize| row / prompt_count;
             let mut values = vec![0f32; rows * layers];
             (0..rows).for_each(|row| values[row * layers + layer_of(row)] = 1.0);
             let values = Tensor::from_vec(values, (rows, layers), self.pool.a[0].device())?;
-            let experts = (0..rows).map(|row| vec![(routed_count + layer_of(row)) as u32]).collect();
+            let experts = (0..rows).map(|row| vec![(expert_count + layer_of(row)) as u32]).collect();
             Ok(Gates { values, experts })
         });
         let gates = match (routed, shared.transpose()?) {
@@ -148,7 +153,27 @@ impl Generator {
                 let dropout = dropout.map(|dropout| Dropout { seed: dropout.seed.wrapping_add(place), ..dropout });
                 Ok(Some(GroupedLora { theta, groups: rows.clone(), rank, scale: self.config.scale(), dropout }))
             };
-            Ok(LayerTheta { gate: grouped(Target::Gate)?, up: grouped(Target::Up)?, down: grouped(Target::Down)? })
+            let (gate, up, down) = (grouped(Target::Gate)?, grouped(Target::Up)?, grouped(Target::Down)?);
+            Ok(LayerTheta::Groups { gate, up, down })
+        };
+        (0..self.active_layers()).map(layer).collect()
+    }
+
+    /// The same for a generator whose experts are chosen token by token ([`Reading::Token`](super::Reading::Token)); for
+    /// one pass.
+    pub fn token_thetas(&self, dropout: Option<Dropout>) -> Result<Vec<LayerTheta>> {
+        let count = self.config.expert_count;
+        let routers = self.parameters.tensor("router.tokens");
+        let layer = |index: usize| {
+            let of = |pool: &Tensor| pool.narrow(0, index * count, count);
+            let [gate, up, down] = &self.pool.a;
+            let a = [of(gate)?, of(up)?, of(down)?];
+            let [gate, up, down] = &self.pool.b;
+            let b = [of(gate)?, of(up)?, of(down)?];
+            let place = (index * Target::ALL.len()) as u64;
+            let dropout = dropout.map(|dropout| Dropout { seed: dropout.seed.wrapping_add(place), ..dropout });
+            let (router, scale) = (routers.get(index)?, self.config.scale());
+            Ok(LayerTheta::Tokens(TokenExperts::new(router, self.config.top_k, a, b, scale, dropout)))
         };
         (0..self.active_layers()).map(layer).collect()
     }

@@ -20,7 +20,7 @@ pub(super) fn parameters(
     let mut random = Normal { rng: StdRng::seed_from_u64(seed), device };
     let (n, rank, hidden) = (config.expert_count, config.rank, cloud.hidden_size);
     let layers = edge.layer_count() - config.first_layer;
-    if n > 0 {
+    if config.routes_prompts() {
         // A token embedding's size where the cloud LM reads it; that of the standardised prompt where it is added.
         let deviation = if config.reading == Reading::Meta { 0.1 } else { 1.0 };
         parameters.insert("meta", &random.tensor(&[layers, hidden], deviation)?)?;
@@ -34,6 +34,10 @@ pub(super) fn parameters(
         parameters.insert("router.bn.bias", &ones.zeros_like()?)?;
         parameters.insert("router.bn.running_mean", &ones.zeros_like()?)?;
         parameters.insert("router.bn.running_var", &ones)?;
+    }
+    if config.reading == Reading::Token {
+        let router = random.tensor(&[layers, n, edge.hidden_size], (edge.hidden_size as f64).powf(-0.5))?;
+        parameters.insert("router.tokens", &router)?;
     }
     if config.reading == Reading::Pooled {
         let ones = Tensor::ones(hidden, DType::F32, device)?;

@@ -40,7 +40,7 @@ impl Generator {
     /// [`Error::PromptTooLong`].
     pub fn read_prompt(&self, cloud: &LanguageModel, ids: &[u32], cancel: &CancelToken) -> Result<PromptState> {
         let limit = self.config.prompt_tokens_max;
-        let reads = self.config.reading != Reading::None;
+        let reads = matches!(self.config.reading, Reading::Meta | Reading::Pooled);
         if reads && (ids.len() > limit || ids.is_empty()) {
             return Err(Error::PromptTooLong { actual: ids.len(), limit });
         }
@@ -55,7 +55,7 @@ impl Generator {
                 let states = cloud.states(ids, (decoder.config.layer_count() * 2).div_ceil(3), cancel)?;
                 Ok(PromptState::Pooled(states.mean(0)?))
             }
-            Reading::None => Ok(PromptState::None),
+            Reading::None | Reading::Token => Ok(PromptState::None),
         }
     }
 

@@ -8,7 +8,7 @@ use edgeweld::pack;
 use ndarray::{Array2, Array3};
 use serde::{Deserialize, Serialize};
 
-use super::{Generator, GeneratorConfig, LanguageModel, PromptGates};
+use super::{Generator, GeneratorConfig, LanguageModel, PromptGates, Reading};
 use crate::method::Composition;
 use crate::{Error, Result};
 
@@ -74,7 +74,8 @@ impl Generator {
     /// Loads a generator folder for this pair of models.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if the folder is malformed or for other models.
+    /// [`Error::InvalidFile`] if the folder is malformed, for other models, or of a baseline whose experts are chosen
+    /// token by token, which no prompt has a LoRA from.
     pub fn load(
         folder: &Path,
         cloud: &LanguageModel,
@@ -82,6 +83,10 @@ impl Generator {
         device: &Device,
     ) -> Result<(Self, GeneratorInfo)> {
         let info = GeneratorInfo::load(folder)?;
+        if info.generator.reading == Reading::Token {
+            let reason = format!("{} is token-routed: it has no LoRA to make packs of", info.name);
+            return Err(Error::InvalidFile { path: folder.join(CONFIG), reason });
+        }
         for (what, expected, model) in [("cloud LM", &info.cloud, cloud), ("edge model", &info.edge, edge)] {
             if *expected != model.digest.to_string() {
                 let reason = format!("made for {what} {expected}, got {}", model.digest);
@@ -94,15 +99,15 @@ impl Generator {
         Ok((generator, info))
     }
 
-    /// Loads a generator that reads no prompt, such as a multi-task LoRA, without its cloud LM.
+    /// Loads a baseline, which reads no prompt, without its cloud LM: a multi-task LoRA or token-routed experts.
     ///
     /// # Errors
-    /// As [`load`](Self::load); [`Error::InvalidOption`] if the generator reads prompts.
+    /// As [`load`](Self::load); [`Error::InvalidFile`] also if the generator reads prompts.
     pub fn load_blind(folder: &Path, edge: &LanguageModel, device: &Device) -> Result<(Self, GeneratorInfo)> {
         let info = GeneratorInfo::load(folder)?;
-        if info.generator.expert_count > 0 {
-            let reason = format!("{} reads prompts: it is no multi-task LoRA", info.name);
-            return Err(Error::InvalidOption { option: "--baseline", reason });
+        if info.generator.routes_prompts() {
+            let reason = format!("{} reads prompts: it is no baseline", info.name);
+            return Err(Error::InvalidFile { path: folder.join(CONFIG), reason });
         }
         if info.edge != edge.digest.to_string() {
             let reason = format!("made for edge model {}, got {}", info.edge, edge.digest);

@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor};
-use edgeweld::lora::{LayerLora, LoraPair};
+use edgeweld::lora::{LayerLora, LoraPair, Target};
 use edgeweld::model::{Activation, AttentionParams, Backend};
 use edgeweld::quant::{QMatrix, dequantize};
 use edgeweld::{Error, Result};
@@ -10,6 +10,7 @@ use edgeweld::{Error, Result};
 use super::attention::Attend;
 use super::batch::Batch;
 use super::linear::{GroupedLora, linear};
+use super::token_experts::TokenExperts;
 use super::{glu, norm, primitive};
 
 /// The differentiable backend, in f32 on the dequantised weights.
@@ -41,14 +42,19 @@ pub struct MatrixLora {
     pub scale: f32,
 }
 
-/// The LoRA of one layer's FFN for every group of rows; `None` keeps the weight.
-pub struct LayerTheta {
-    /// For `gate_proj`.
-    pub gate: Option<GroupedLora>,
-    /// For `up_proj`.
-    pub up: Option<GroupedLora>,
-    /// For `down_proj`.
-    pub down: Option<GroupedLora>,
+/// The LoRA of one layer's FFN.
+pub enum LayerTheta {
+    /// A pair for every group of rows; `None` keeps the weight.
+    Groups {
+        /// For `gate_proj`.
+        gate: Option<GroupedLora>,
+        /// For `up_proj`.
+        up: Option<GroupedLora>,
+        /// For `down_proj`.
+        down: Option<GroupedLora>,
+    },
+    /// Experts that every token chooses from.
+    Tokens(TokenExperts),
 }
 
 impl Grad {
@@ -124,7 +130,7 @@ impl Backend for Grad {
             let theta = tensor(Tensor::from_vec(values, (1, a.len() + b.len()), &self.device))?;
             Ok(Some(GroupedLora { theta, groups: Arc::new([0..usize::MAX]), rank: a.nrows(), scale, dropout: None }))
         };
-        Ok(LayerTheta { gate: grouped(&layer.gate)?, up: grouped(&layer.up)?, down: grouped(&layer.down)? })
+        Ok(LayerTheta::Groups { gate: grouped(&layer.gate)?, up: grouped(&layer.up)?, down: grouped(&layer.down)? })
     }
 
     fn sequence(&self, layers: &[AttentionParams], capacity: usize) -> Result<Batch> {
@@ -204,13 +210,16 @@ impl Backend for Grad {
         activation: Activation,
         lora: Option<&LayerTheta>,
     ) -> Result<Tensor> {
-        let gate = with_group(x, &gate.dense()?, lora.and_then(|lora| lora.gate.as_ref()))?;
-        let up = with_group(x, &up.dense()?, lora.and_then(|lora| lora.up.as_ref()))?;
+        if let Some(LayerTheta::Tokens(experts)) = lora {
+            tensor(experts.route(x))?;
+        }
+        let gate = ffn_linear(x, gate, lora, Target::Gate)?;
+        let up = ffn_linear(x, up, lora, Target::Up)?;
         tensor(glu::glu(&gate, &up, activation))
     }
 
     fn ffn_out(&self, x: &Tensor, down: &GradMatrix, lora: Option<&LayerTheta>) -> Result<Tensor> {
-        with_group(x, &down.dense()?, lora.and_then(|lora| lora.down.as_ref()))
+        ffn_linear(x, down, lora, Target::Down)
     }
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
@@ -233,6 +242,25 @@ impl Backend for Grad {
     fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<()> {
         *out = tensor(x.flatten_all().and_then(|x| x.to_vec1()))?;
         Ok(())
+    }
+}
+
+// One projection of the FFN with its part of the layer's LoRA.
+fn ffn_linear(x: &Tensor, weight: &GradMatrix, lora: Option<&LayerTheta>, target: Target) -> Result<Tensor> {
+    let weight = weight.dense()?;
+    match lora {
+        None => with_group(x, &weight, None),
+        Some(LayerTheta::Groups { gate, up, down }) => {
+            let group = match target {
+                Target::Gate => gate,
+                Target::Up => up,
+                Target::Down => down,
+            };
+            with_group(x, &weight, group.as_ref())
+        }
+        Some(LayerTheta::Tokens(experts)) => {
+            tensor(linear(x, &weight, None).and_then(|y| y.add(&experts.delta(x, target)?)))
+        }
     }
 }
 

@@ -17,8 +17,10 @@ pub mod primitive;
 mod rope;
 #[cfg(test)]
 mod tests;
+mod token_experts;
 
 pub use backend::{Grad, GradMatrix, LayerTheta, MatrixLora};
 pub use batch::{Batch, Prefix};
 pub use head::{SparseTarget, head_loss};
 pub use linear::{Dropout, GroupedLora};
+pub use token_experts::TokenExperts;

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use edgeweld::lora::Target;
 use edgeweld::model::{Activation, AttentionParams, Rope};
 
 use super::attention::Attend;
 use super::batch::Prefix;
-use super::{Dropout, GroupedLora, glu, head, linear, norm, primitive};
+use super::{Dropout, GroupedLora, TokenExperts, glu, head, linear, norm, primitive};
 
 fn random(seed: u64, shape: &[usize]) -> Tensor {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1;
@@ -67,6 +68,38 @@ fn grouped_lora_agrees_with_primitives() {
         |x| linear::linear(&x[0], &weight, Some(&lora(&x[1]))),
         |x| primitive::linear(&x[0], &weight, Some(&lora(&x[1]))),
     );
+}
+
+#[test]
+fn token_routed_experts_agree_with_one_lora_after_the_other() {
+    let (experts, rank, input, out) = (3, 2, 5, 7);
+    let inputs = [
+        random(1, &[9, input]),
+        random(2, &[experts, input]),
+        random(3, &[experts, rank, input]),
+        random(4, &[experts, out, rank]),
+    ];
+    for top_k in [3, 2] {
+        let routed = |x: &[Tensor]| {
+            let [a, b] = [&x[2], &x[3]].map(|pool| [0; 3].map(|_| pool.clone()));
+            let experts = TokenExperts::new(x[1].clone(), top_k, a, b, 0.7, None);
+            experts.route(&x[0])?;
+            experts.delta(&x[0], Target::Up)
+        };
+        let twin = |x: &[Tensor]| {
+            let exp = x[0].matmul(&x[1].t()?)?.exp()?;
+            let least = exp.min_keepdim(1)?;
+            let kept = if top_k == 3 { exp } else { exp.mul(&exp.broadcast_gt(&least)?.to_dtype(exp.dtype())?)? };
+            let gates = kept.broadcast_div(&kept.sum_keepdim(1)?)?;
+            let mut sum = Tensor::zeros((9, out), DType::F32, &Device::Cpu)?;
+            for expert in 0..experts {
+                let delta = x[0].matmul(&x[2].get(expert)?.t()?)?.matmul(&x[3].get(expert)?.t()?)?;
+                sum = sum.add(&delta.broadcast_mul(&gates.narrow(1, expert, 1)?)?)?;
+            }
+            sum * 0.7
+        };
+        agree(&inputs, routed, twin);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 
 /// Expert weights per row: softmax over experts, the `top_k` largest kept and renormalised, the rest zero (Eq. 6–7).
 pub struct Gates {
-    /// `[rows, expert]`; each row sums to 1.
+    /// `[rows, expert]`; each row sums to 1, unless they are [`direct`](Self::direct).
     pub values: Tensor,
     /// Kept experts per row, largest first: `[rows][top_k]`.
     pub experts: Vec<Vec<u32>>,
@@ -29,6 +29,13 @@ impl Gates {
         let kept = softmax.mul(&mask)?;
         let values = kept.broadcast_div(&kept.sum_keepdim(D::Minus1)?)?;
         Ok(Self { values, experts })
+    }
+
+    /// Router logits `[rows, expert]` as gates of all experts, whose variance over the experts' sum is that of one logit.
+    pub fn direct(logits: &Tensor) -> Result<Self> {
+        let (rows, count) = logits.dims2()?;
+        let values = (logits / (count as f64).sqrt())?;
+        Ok(Self { values, experts: vec![(0..count as u32).collect(); rows] })
     }
 
     /// The same rows with more experts, whose indices continue this one's.

@@ -122,7 +122,7 @@ impl Student {
             Some(GroupedLora { theta, groups: groups.clone(), rank: self.rank, scale: self.scale, dropout: None })
         };
         let thetas: Vec<LayerTheta> = (0..self.layer_count)
-            .map(|layer| LayerTheta {
+            .map(|layer| LayerTheta::Groups {
                 gate: theta(layer, Target::Gate),
                 up: theta(layer, Target::Up),
                 down: theta(layer, Target::Down),

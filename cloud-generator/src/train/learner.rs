@@ -46,8 +46,8 @@ impl Learner {
         accumulate(&mut self.gradients, &self.generator.parameters, gradients)
     }
 
-    /// Forgets an interrupted step.
-    pub(super) fn forget(&mut self) {
+    /// Forgets the gradients that were taken, such as those of an interrupted step.
+    pub fn forget(&mut self) {
         self.gradients.clear();
         self.statistics.clear();
     }

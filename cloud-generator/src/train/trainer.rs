@@ -7,7 +7,7 @@ use edgeweld::CancelToken;
 
 use super::items::{Items, Turn};
 use super::{Learner, Sampler, Step, TrainConfig, Weighting};
-use crate::generator::{Generator, LanguageModel, PromptState};
+use crate::generator::{Generator, LanguageModel, PromptState, Reading};
 use crate::grad::{Batch, Dropout, LayerTheta, SparseTarget, head_loss};
 use crate::method::BatchStatistics;
 use crate::{Error, Result};
@@ -101,7 +101,7 @@ impl Trainer {
     /// Reads the tasks' prompts and standardises pooled ones by them; to be called once before the first step, not
     /// for a resumed run. Nothing for generators that do not pool.
     pub fn fit_reading(&mut self, cancel: &CancelToken) -> Result<()> {
-        if self.learners[0].generator.config.reading != crate::generator::Reading::Pooled {
+        if self.learners[0].generator.config.reading != Reading::Pooled {
             return Ok(());
         }
         let prompts = self.sampler.prompts(&self.config);
@@ -175,15 +175,24 @@ impl Trainer {
         pass: u64,
         cancel: &CancelToken,
     ) -> Result<(Tensor, usize, Option<BatchStatistics>, LearnerReport)> {
-        let (meta, tokens) = self.meta(learner, steps, cancel)?;
+        let seed = self.config.seed.wrapping_add(pass.wrapping_mul(1 << 20));
+        let dropout = (self.config.dropout > 0.0).then_some(Dropout { probability: self.config.dropout, seed });
+        let by_token = self.learners[learner].generator.config.reading == Reading::Token;
+        let (mut tokens, mut statistics, mut prompts) = (0, None, None);
+        let thetas = if by_token {
+            self.learners[learner].generator.token_thetas(dropout)?
+        } else {
+            let (meta, computed) = self.meta(learner, steps, cancel)?;
+            let generator = &self.learners[learner].generator;
+            let (gates, batch) = generator.gates_train(&meta, seed)?;
+            let thetas = generator.thetas(&gates, &lessons.groups, dropout)?;
+            (tokens, statistics, prompts) = (computed, batch, Some(gates));
+            thetas
+        };
         let config = &self.config;
-        let seed = config.seed.wrapping_add(pass.wrapping_mul(1 << 20));
-        let generator = &self.learners[learner].generator;
-        let (gates, statistics) = generator.gates_train(&meta, seed)?;
-        let balance = gates.load_balance()?;
-        let dropout = (config.dropout > 0.0).then_some(Dropout { probability: config.dropout, seed });
-        let thetas = generator.thetas(&gates, &lessons.groups, dropout)?;
         let (answers, choices) = self.answer_loss(lessons, &thetas, cancel)?;
+        // Tokens have chosen their gates only now.
+        let balance = prompts.map_or_else(|| token_load_balance(&thetas), |gates| gates.load_balance())?;
         let mut total = (&answers + (&balance * config.load_balance)?)?;
         let mut report =
             LearnerReport { loss: scalar(&answers)?, load_balance: scalar(&balance)?, ..Default::default() };
@@ -261,7 +270,7 @@ impl Trainer {
     // The frozen cloud LM's reading of a prompt, kept if it will come back; and the tokens that were computed.
     fn read(&mut self, learner: usize, prompt: &str, keep: bool, cancel: &CancelToken) -> Result<(PromptState, usize)> {
         let generator = &self.learners[learner].generator;
-        if generator.config.reading == crate::generator::Reading::None {
+        if generator.config.reading == Reading::None {
             return Ok((PromptState::None, 0));
         }
         // Learners may read in different ways.
@@ -293,6 +302,17 @@ impl LearnerReport {
         self.choice_accuracy += part.choice_accuracy / count;
         self.load_balance += part.load_balance / count;
     }
+}
+
+// Eq. 9 without α, mean over layers.
+fn token_load_balance(thetas: &[LayerTheta]) -> Result<Tensor> {
+    let mut layers = Vec::with_capacity(thetas.len());
+    for theta in thetas {
+        if let LayerTheta::Tokens(experts) = theta {
+            layers.extend(experts.load_balance()?);
+        }
+    }
+    Ok(Tensor::stack(&layers, 0)?.mean(0)?)
 }
 
 // Cross-entropy over the first tokens of the choices, mean over items; none without items that have choices.
