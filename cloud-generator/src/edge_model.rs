@@ -36,7 +36,7 @@ impl EdgeModel {
     /// Loads a GGUF file; `threads: None` takes one per performance core.
     pub fn load(path: &Path, threads: Option<usize>) -> Result<Self> {
         let file = GgufFile::open(path)?;
-        let backend = Arc::new(Cpu::new(&CpuOptions { threads })?);
+        let backend = Arc::new(Cpu::new(&CpuOptions { threads, ..CpuOptions::default() })?);
         let decoder = Arc::new(Decoder::load(&file, backend, &CancelToken::default(), &mut |_, _| {})?);
         let tokenizer = Tokenizer::from_gguf(file.metadata())?;
         let template = ChatTemplate::from_gguf(file.metadata(), &tokenizer)?;

@@ -55,7 +55,7 @@ impl Tiny {
 }
 
 fn cpu() -> Cpu {
-    Cpu::new(&CpuOptions { threads: Some(2) }).unwrap()
+    Cpu::new(&CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap()
 }
 
 fn candle() -> Candle {
@@ -289,7 +289,7 @@ fn a_context_that_no_memory_holds_is_refused() {
 #[test]
 fn an_absurd_thread_count_is_refused() {
     for threads in [0, 1_000_000] {
-        let error = Cpu::new(&CpuOptions { threads: Some(threads) }).err().unwrap();
+        let error = Cpu::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }).err().unwrap();
         assert!(matches!(error, Error::InvalidOption { option: "threads", .. }), "{error}");
     }
 }

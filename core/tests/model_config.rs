@@ -35,7 +35,7 @@ fn with_key(base: &[u8], key: &str, value: Value) -> Result<Config, Error> {
 }
 
 fn load(writer: &GgufWriter) -> Error {
-    let backend = Arc::new(Cpu::new(&CpuOptions { threads: Some(1) }).unwrap());
+    let backend = Arc::new(Cpu::new(&CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap());
     let loaded = Decoder::load(&open(&writer.to_bytes()), backend, &CancelToken::new(), &mut |_, _| ());
     loaded.err().expect("the file is refused")
 }

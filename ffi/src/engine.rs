@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use edgeweld::generate;
+use edgeweld::{generate, model};
 
 use crate::live::Live;
 use crate::task::Running;
@@ -17,6 +17,15 @@ pub enum Device {
     Onnx,
 }
 
+/// How sessions keep their keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum KvType {
+    /// Two bytes each.
+    F16,
+    /// A byte each and a scale for every 32, 53% of the memory; on the CPU.
+    Q8,
+}
+
 /// How a model is loaded.
 #[derive(Clone, Debug, Default, PartialEq, uniffi::Record)]
 pub struct LoadOptions {
@@ -26,6 +35,9 @@ pub struct LoadOptions {
     /// Threads that compute; one per performance core by default.
     #[uniffi(default = None)]
     pub threads: Option<u32>,
+    /// How sessions keep their keys and values; in f16 by default.
+    #[uniffi(default = None)]
+    pub kv_type: Option<KvType>,
     /// Context of a session in tokens; by default the model's own, up to 4,096.
     #[uniffi(default = None)]
     pub context_length: Option<u32>,
@@ -90,6 +102,10 @@ impl Engine {
                 Some(Device::Onnx) => generate::Device::Onnx,
             },
             threads: options.threads.map(|threads| threads as usize),
+            kv_type: match options.kv_type {
+                None | Some(KvType::F16) => model::KvType::F16,
+                Some(KvType::Q8) => model::KvType::Q8,
+            },
             context_length: options.context_length.map(|length| length as usize),
             tokenizer_json: options.tokenizer_json.map(Into::into),
             onnx: options.onnx.unwrap_or_default().into(),

@@ -20,7 +20,7 @@ mod pack;
 mod session;
 mod task;
 
-pub use engine::{Device, Engine, LoadListener, LoadOptions, ModelInfo};
+pub use engine::{Device, Engine, KvType, LoadListener, LoadOptions, ModelInfo};
 pub use error::{PackRefusal, SdkError};
 pub use generate::{
     Arm, Constraint, FinishReason, GenerateOptions, Generation, SamplerOptions, Token, TokenListener, TokenLogprob,

@@ -28,6 +28,7 @@ from .edgeweld_ffi import (
     GenerateOptions,
     Generation,
     InternalError,
+    KvType,
     LoadOptions,
     LogLevel,
     MergedPack,

@@ -60,7 +60,7 @@ impl LanguageModel {
         if let Some(decoder) = self.inference.get() {
             return Ok(decoder);
         }
-        let cpu = Cpu::new(&CpuOptions { threads: Some(rayon::current_num_threads()) })?;
+        let cpu = Cpu::new(&CpuOptions { threads: Some(rayon::current_num_threads()), ..CpuOptions::default() })?;
         let decoder = Decoder::load(&self.file, Arc::new(cpu), &CancelToken::default(), &mut |_, _| {})?;
         Ok(self.inference.get_or_init(|| decoder))
     }

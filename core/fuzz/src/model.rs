@@ -50,7 +50,10 @@ pub fn check(data: &[u8]) {
 
 fn cpu() -> Arc<Cpu> {
     static CPU: OnceLock<Arc<Cpu>> = OnceLock::new();
-    CPU.get_or_init(|| Arc::new(Cpu::new(&CpuOptions { threads: Some(1) }).expect("one thread"))).clone()
+    CPU.get_or_init(|| {
+        Arc::new(Cpu::new(&CpuOptions { threads: Some(1), ..CpuOptions::default() }).expect("one thread"))
+    })
+    .clone()
 }
 
 /// The tiny models of the tests.

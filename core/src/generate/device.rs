@@ -6,7 +6,7 @@ use super::model::{FromFile, Model};
 use crate::gguf::GgufFile;
 #[cfg(feature = "onnx")]
 use crate::model::Onnx;
-use crate::model::{Cpu, CpuOptions, Decoder, LoadProgress};
+use crate::model::{Cpu, CpuOptions, Decoder, KvType, LoadProgress};
 use crate::{Error, Result};
 
 /// What computes.
@@ -50,7 +50,11 @@ impl Device {
         options: &LoadOptions,
         progress: LoadProgress<'_>,
     ) -> Result<Box<dyn Model>> {
-        let (threads, cancel) = (options.threads, &options.cancel);
+        let (threads, kv_type, cancel) = (options.threads, options.kv_type, &options.cancel);
+        if self != Self::Cpu && kv_type != KvType::default() {
+            let reason = format!("device {} has no {} KV cache", self.name(), kv_type.name());
+            return Err(Error::InvalidOption { option: "kv_type", reason });
+        }
         #[cfg(feature = "candle")]
         use crate::model::{Candle, Device as CandleDevice};
         #[cfg(feature = "candle")]
@@ -81,7 +85,8 @@ impl Device {
             let reason = format!("built without feature `{feature}`");
             return Err(Error::DeviceUnavailable { device: self.name(), reason });
         }
-        let decoder = Decoder::load(file, Arc::new(Cpu::new(&CpuOptions { threads })?), cancel, progress)?;
+        let cpu = Cpu::new(&CpuOptions { threads, kv_type })?;
+        let decoder = Decoder::load(file, Arc::new(cpu), cancel, progress)?;
         Ok(Box::new(FromFile { decoder: Arc::new(decoder), file: file.clone() }))
     }
 }

@@ -7,7 +7,7 @@ use super::open::{self, Opened};
 use super::session::Session;
 use super::specialize::MergedPack;
 use crate::chat::ChatTemplate;
-use crate::model::{Config, ModelShape, OnnxOptions, ProviderOutcome, Runner};
+use crate::model::{Config, KvType, ModelShape, OnnxOptions, ProviderOutcome, Runner};
 use crate::pack::ModelIdentity;
 #[cfg(feature = "constrain")]
 use crate::sample::{Constraint, ConstraintCompiler, ConstraintState};
@@ -21,6 +21,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// Threads that compute, the caller's included; `None` takes one per performance core.
     pub threads: Option<usize>,
+    /// How sessions keep their keys and values; [`Device::Cpu`] knows 8 bits too.
+    pub kv_type: KvType,
     /// Context of a session in tokens; `None` takes the model's own, up to 4,096.
     pub context_length: Option<usize>,
     /// A Hugging Face `tokenizer.json` to use instead of the model's own tokenizer.
@@ -45,6 +47,7 @@ pub(super) struct Inner {
     pub(super) tokenizer: Tokenizer,
     pub(super) template: ChatTemplate,
     pub(super) device: Device,
+    pub(super) kv_type: KvType,
     context_length: usize,
     identity: OnceLock<ModelIdentity>,
     #[cfg(feature = "constrain")]
@@ -90,6 +93,7 @@ impl Engine {
             tokenizer,
             template,
             device: options.device,
+            kv_type: options.kv_type,
             context_length,
             identity: OnceLock::new(),
             #[cfg(feature = "constrain")]

@@ -4,8 +4,8 @@
 //! "EWPREFIX" · version u32 · header length u32 · header (JSON) · state
 //! ```
 //!
-//! All integers are little-endian. The header names what the cache was computed by (base model, pack, mode, device:
-//! each lays its cache out its own way), its token ids, and the digest of the state; a session of anything else refuses it.
+//! All integers are little-endian. The header names what the cache was computed by (base model, pack, mode, device and
+//! type: each lays its cache out its own way), its token ids, and the digest of the state; a session of anything else refuses it.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::merge::MergeMode;
 use crate::{Digest, Error, Result};
 
 const MAGIC: &[u8; 8] = b"EWPREFIX";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Header bytes: room for the ids of the longest contexts (at most 8 characters each), but no more.
 const HEADER_BYTES_MAX: usize = 16 << 20;
 
@@ -29,6 +29,8 @@ struct Header {
     mode: Option<MergeMode>,
     /// [`Device::name`](super::Device::name)
     device: String,
+    /// [`KvType::name`](crate::model::KvType::name)
+    kv_type: String,
     tokens: Vec<u32>,
     state: Digest,
 }
@@ -47,6 +49,7 @@ impl Session {
             pack: self.pack.as_ref().map(|pack| pack.digest),
             mode: self.pack.as_ref().map(|pack| pack.mode),
             device: self.engine.0.device.name().to_owned(),
+            kv_type: self.engine.0.kv_type.name().to_owned(),
             tokens: self.cached.clone(),
             state: Digest::of(&state),
         };
@@ -62,7 +65,7 @@ impl Session {
     /// Replaces the KV cache by the one saved at `path`; returns its token count.
     ///
     /// # Errors
-    /// [`Error::PrefixMismatch`] if it was saved for another model or device, or with a pack or mode that is not in the
+    /// [`Error::PrefixMismatch`] if it was saved for another model, device or type of KV cache, or with a pack or mode that is not in the
     /// model now; [`Error::InvalidPrefix`] if it is damaged; [`Error::ContextFull`] if it does not fit; [`Error::Io`].
     /// The session is then as before, or empty if the state itself was refused.
     pub fn load_prefix(&mut self, path: impl AsRef<Path>) -> Result<usize> {
@@ -88,6 +91,7 @@ impl Session {
                 header.mode.map_or_else(none, |mode| mode.to_string()),
             ),
             ("device", self.engine.0.device.name().to_owned(), header.device.clone()),
+            ("KV cache", self.engine.0.kv_type.name().to_owned(), header.kv_type.clone()),
         ];
         for (field, expected, actual) in fields {
             if expected != actual {
@@ -140,6 +144,7 @@ mod tests {
             pack: None,
             mode: None,
             device: "cpu".to_owned(),
+            kv_type: "f16".to_owned(),
             tokens: vec![1, 2],
             state: Digest::of(b"state"),
         };

@@ -23,7 +23,7 @@ pub use backend::{Backend, Sequence};
 #[cfg(feature = "candle")]
 pub use candle::{Candle, CandleLora, CandleMatrix, CandleSequence, Device};
 pub use config::{Activation, AttentionParams, Config, ModelShape, Rope};
-pub use cpu::{Cpu, CpuLora, CpuOptions, CpuSequence};
+pub use cpu::{Cpu, CpuLora, CpuOptions, CpuSequence, KvType};
 pub use decoder::{Decoder, Layer, Linear};
 pub use family::Family;
 pub use find::{find_file, name_fits};

@@ -50,7 +50,7 @@ fn side_path_agrees_with_the_cpu_backends_on_the_likeliest_token() {
     let path = models::path(models::SMOLLM2);
     let (pack, ids) = pack_and_text();
     let file = GgufFile::open(&path).unwrap();
-    let cpu = Cpu::new(&CpuOptions { threads: Some(2) }).unwrap();
+    let cpu = Cpu::new(&CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
     let cpu = Arc::new(Decoder::load(&file, Arc::new(cpu), &CancelToken::new(), &mut |_, _| ()).unwrap());
     let onnx = decoder(&exported(&path));
     let vocab = cpu.config.vocab_size;

@@ -1,17 +1,13 @@
 use std::cell::RefCell;
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-
 use super::buffer::{Arena, Buffer};
-use super::cache::{KEY_BLOCK, LayerCache, RopeTable, write_key};
+use super::cache::{KEY_BLOCK, KvType, LayerCache, RopeTable};
+use super::head::{Codes, Halves, Head, KEYS_PER_STEP};
 use super::lanes::{Kernel, Lanes, dispatch};
 use crate::kernels::Kernels;
 use crate::model::config::AttentionParams;
 use crate::threads::{Chunks, ThreadPool};
 
-/// Keys per step of a tile: its scores and their keys stay in the first- and second-level cache.
-const KEYS_PER_STEP: usize = 128;
 /// Queries per tile of a prefill (rows × heads that share a key/value head).
 const QUERIES_PER_TILE: usize = 48;
 /// Products below which a parallel region costs more than it saves.
@@ -42,10 +38,6 @@ impl<T> Disjoint<T> {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
-
-    fn at(&self, start: usize) -> *mut T {
-        self.0.wrapping_add(start)
-    }
 }
 
 /// Attention of one layer over new rows at positions `start..`.
@@ -72,12 +64,8 @@ impl Attention<'_> {
         let params = self.params;
         let (rows, dim) = (q.rows, params.head_dim);
         let (q_cols, kv_cols) = (q.cols, k.cols);
-        let (key_size, value_size) =
-            (cache.block_count * dim * KEY_BLOCK, cache.block_count * KEY_BLOCK * cache.value_stride);
-        let value_stride = cache.value_stride;
         let (q, k) = (Disjoint(q.as_mut_ptr()), Disjoint(k.as_mut_ptr()));
-        let keys = Disjoint(cache.keys.as_mut_slice().as_mut_ptr());
-        let values = Disjoint(cache.values.as_mut_slice().as_mut_ptr());
+        let places = cache.places();
         let rotate = |x: &mut [f32], row: usize, norm: Option<&[f32]>| {
             if let Some(weight) = norm {
                 let mut normed = [0.0; HEAD_DIM_MAX];
@@ -99,13 +87,10 @@ impl Attention<'_> {
                         head.iter_mut().for_each(|value| *value *= params.scale);
                     }
                     let k = k.slice(row * kv_cols, kv_cols);
-                    for (head, key) in k.chunks_exact_mut(dim).enumerate() {
+                    let v = v[row * kv_cols..][..kv_cols].chunks_exact(dim);
+                    for (head, (key, value)) in k.chunks_exact_mut(dim).zip(v).enumerate() {
                         rotate(key, row, self.k_norm);
-                        write_key(keys.at(head * key_size), position, key);
-                    }
-                    for (head, value) in v[row * kv_cols..][..kv_cols].chunks_exact(dim).enumerate() {
-                        let place: &mut [f16] = values.slice(head * value_size + position * value_stride, dim);
-                        place.convert_from_f32_slice(value);
+                        places.write(head, position, key, value);
                     }
                 }
             }
@@ -238,16 +223,18 @@ impl Tile<'_> {
     fn run(self, emit: impl FnMut(usize, Sum, &[f32])) {
         let params = self.attention.params;
         let queries = self.rows * (params.head_count / params.kv_head_count);
-        let sizes = [queries * params.head_dim, queries * KEYS_PER_STEP, queries * self.cache.value_stride];
+        let scores = queries * KEYS_PER_STEP;
+        let sizes = [queries * params.head_dim, scores, queries * self.cache.shape.value_stride, scores];
         SCRATCH.with_borrow_mut(|scratch| {
             let len = sizes.iter().sum();
             if scratch.len() < len {
                 scratch.resize(len, 0.0);
             }
             let (q, rest) = scratch.split_at_mut(sizes[0]);
-            let (scores, values) = rest.split_at_mut(sizes[1]);
+            let (scores, rest) = rest.split_at_mut(sizes[1]);
+            let (values, scaled) = rest.split_at_mut(sizes[2]);
             let isa = self.attention.kernels.isa();
-            dispatch(isa, TileKernel { tile: self, queries, q, scores, values: &mut values[..sizes[2]], emit });
+            dispatch(isa, TileKernel { tile: self, queries, q, scores, values, scaled, emit });
         });
     }
 }
@@ -261,6 +248,8 @@ struct TileKernel<'a, F> {
     scores: &'a mut [f32],
     /// `[queries, value_stride]`
     values: &'a mut [f32],
+    /// `[queries, KEYS_PER_STEP]`, for what a head computes between.
+    scaled: &'a mut [f32],
     emit: F,
 }
 
@@ -269,10 +258,27 @@ impl<F: FnMut(usize, Sum, &[f32])> Kernel for TileKernel<'_, F> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { tile, queries, q, scores, values, mut emit } = self;
-        let (attention, cache) = (tile.attention, tile.cache);
+        let (shape, kv_head) = (self.tile.cache.shape, self.tile.kv_head);
+        match shape.kv_type {
+            KvType::F16 => {
+                let [keys, values] = self.tile.cache.halves(kv_head);
+                self.attend(lanes, Halves { shape, keys, values });
+            }
+            KvType::Q8 => {
+                let ([keys, values], [key_scales, value_scales]) = self.tile.cache.codes(kv_head);
+                self.attend(lanes, Codes { shape, keys, values, key_scales, value_scales });
+            }
+        }
+    }
+}
+
+impl<F: FnMut(usize, Sum, &[f32])> TileKernel<'_, F> {
+    #[inline(always)]
+    fn attend<L: Lanes>(self, lanes: L, head: impl Head) {
+        let Self { tile, queries, q, scores, values, scaled, mut emit } = self;
+        let attention = tile.attention;
         let params = attention.params;
-        let (dim, stride) = (params.head_dim, cache.value_stride);
+        let (dim, stride) = (params.head_dim, tile.cache.shape.value_stride);
         let group = params.head_count / params.kv_head_count;
         for row in 0..tile.rows {
             let from = (tile.row + row) * tile.q.cols + tile.kv_head * group * dim;
@@ -280,7 +286,6 @@ impl<F: FnMut(usize, Sum, &[f32])> Kernel for TileKernel<'_, F> {
         }
         values.fill(0.0);
         let mut sums = [Sum { largest: f32::NEG_INFINITY, total: 0.0 }; MAX_QUERIES];
-        let (key_blocks, value_rows) = (cache.key_blocks(tile.kv_head), cache.value_rows(tile.kv_head));
 
         let first_position = attention.start + tile.row;
         let end = (first_position + tile.rows).min(tile.keys.end);
@@ -288,12 +293,8 @@ impl<F: FnMut(usize, Sum, &[f32])> Kernel for TileKernel<'_, F> {
         let first = (oldest(first_position) / KEY_BLOCK * KEY_BLOCK).max(tile.keys.start);
         for step in (first..end).step_by(KEYS_PER_STEP) {
             let keys = (end - step).min(KEYS_PER_STEP);
-            // scores[query, key] = q · k
             for block in 0..keys.div_ceil(KEY_BLOCK) {
-                let from = (step / KEY_BLOCK + block) * dim * KEY_BLOCK;
-                let k = Operand { values: &key_blocks[from..][..dim * KEY_BLOCK], stride: KEY_BLOCK };
-                let out = &mut scores[block * KEY_BLOCK..];
-                multiply::<L, false>(lanes, q, dim, queries, k, dim, out, KEYS_PER_STEP, KEY_BLOCK);
+                head.score(lanes, q, queries, step / KEY_BLOCK + block, &mut scores[block * KEY_BLOCK..]);
             }
             let whole = step >= oldest(first_position + tile.rows - 1) && step + keys <= first_position + 1;
             for query in 0..queries {
@@ -315,9 +316,7 @@ impl<F: FnMut(usize, Sum, &[f32])> Kernel for TileKernel<'_, F> {
                     scale(lanes, &mut values[query * stride..][..stride], rescale);
                 }
             }
-            // values[query] += Σ probability · v
-            let v = Operand { values: &value_rows[step * stride..][..keys * stride], stride };
-            multiply::<L, true>(lanes, scores, KEYS_PER_STEP, queries, v, keys, values, stride, stride);
+            head.add_values(lanes, scores, queries, step..step + keys, values, scaled);
         }
         for query in 0..queries {
             emit(query, sums[query], &values[query * stride..][..stride]);
@@ -356,107 +355,5 @@ fn softmax_step<L: Lanes>(lanes: L, scores: &mut [f32], sum: &mut Sum) -> f32 {
 fn scale<L: Lanes>(lanes: L, values: &mut [f32], factor: f32) {
     for values in values.chunks_exact_mut(L::COUNT) {
         lanes.store(lanes.mul(lanes.load(values), lanes.splat(factor)), values);
-    }
-}
-
-/// `[depth, cols]` in f16.
-#[derive(Clone, Copy)]
-struct Operand<'a> {
-    values: &'a [f16],
-    stride: usize,
-}
-
-/// `c[r, j] (+)= Σ a[r, i] · b[i, j]`; `cols` is a multiple of 16.
-#[inline(always)]
-fn multiply<L: Lanes, const ADD: bool>(
-    lanes: L,
-    a: &[f32],
-    a_stride: usize,
-    rows: usize,
-    b: Operand,
-    depth: usize,
-    c: &mut [f32],
-    c_stride: usize,
-    cols: usize,
-) {
-    assert!(rows == 0 || a.len() >= (rows - 1) * a_stride + depth);
-    assert!(depth == 0 || b.values.len() >= (depth - 1) * b.stride + cols);
-    assert!(rows == 0 || c.len() >= (rows - 1) * c_stride + cols);
-    let mut row = 0;
-    while row < rows {
-        let count = match rows - row {
-            left if left >= L::TILE_ROWS => L::TILE_ROWS,
-            left if left >= 4 => 4,
-            left => left,
-        };
-        let (a, stride) = (a[row * a_stride..].as_ptr(), b.stride);
-        let mut col = 0;
-        while col < cols {
-            let b = b.values[col..].as_ptr();
-            let c = c[row * c_stride + col..].as_mut_ptr();
-            let pair = cols - col >= 2 * L::COUNT;
-            // SAFETY: the asserts above.
-            unsafe {
-                macro_rules! tile {
-                    ($rows:literal) => {
-                        if pair {
-                            register_tile::<L, $rows, 2, ADD>(lanes, a, a_stride, b, stride, depth, c, c_stride)
-                        } else {
-                            register_tile::<L, $rows, 1, ADD>(lanes, a, a_stride, b, stride, depth, c, c_stride)
-                        }
-                    };
-                }
-                match count {
-                    8 => tile!(8),
-                    4 => tile!(4),
-                    3 => tile!(3),
-                    2 => tile!(2),
-                    _ => tile!(1),
-                }
-            }
-            col += if pair { 2 * L::COUNT } else { L::COUNT };
-        }
-        row += count;
-    }
-}
-
-/// # Safety
-/// `ROWS` rows of `depth` values of `a`, `depth` rows of `VECTORS · COUNT` values of `b`, and `ROWS` such rows of `c`
-/// can be reached.
-#[inline(always)]
-unsafe fn register_tile<L: Lanes, const ROWS: usize, const VECTORS: usize, const ADD: bool>(
-    lanes: L,
-    a: *const f32,
-    a_stride: usize,
-    b: *const f16,
-    b_stride: usize,
-    depth: usize,
-    c: *mut f32,
-    c_stride: usize,
-) {
-    let zero = lanes.splat(0.0);
-    let mut sums = [[zero; VECTORS]; ROWS];
-    for i in 0..depth {
-        let mut weights = [zero; VECTORS];
-        for (vector, weights) in weights.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            let place = unsafe { std::slice::from_raw_parts(b.add(i * b_stride + vector * L::COUNT), L::COUNT) };
-            *weights = lanes.load_f16(place);
-        }
-        for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            let x = lanes.splat(unsafe { *a.add(row * a_stride + i) });
-            for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum = lanes.fma(x, weight, *sum);
-            }
-        }
-    }
-    for (row, sums) in sums.iter().enumerate() {
-        for (vector, sum) in sums.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            let place = unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride + vector * L::COUNT), L::COUNT) };
-            let sum = if ADD { lanes.add(lanes.load(place), *sum) } else { *sum };
-            lanes.store(sum, place);
-        }
     }
 }

@@ -21,6 +21,8 @@ pub(super) trait Lanes: Copy {
     fn load(self, values: &[f32]) -> Self::F32;
     /// The first `COUNT` values, widened.
     fn load_f16(self, values: &[f16]) -> Self::F32;
+    /// The first `COUNT` values, widened.
+    fn load_i8(self, values: &[i8]) -> Self::F32;
     /// To the first `COUNT` places.
     fn store(self, vector: Self::F32, out: &mut [f32]);
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
@@ -123,6 +125,9 @@ impl Lanes for Scalar {
     fn load_f16(self, values: &[f16]) -> [f32; 4] {
         std::array::from_fn(|i| values[i].to_f32())
     }
+    fn load_i8(self, values: &[i8]) -> [f32; 4] {
+        std::array::from_fn(|i| f32::from(values[i]))
+    }
     fn store(self, vector: [f32; 4], out: &mut [f32]) {
         out[..4].copy_from_slice(&vector);
     }
@@ -193,8 +198,8 @@ mod x86 {
     }
 
     macro_rules! lanes {
-        ($name:ident, $vector:ty, $count:literal, $tile_rows:literal, $half:ty, $load_half:ident, $splat:ident, $load:ident, $store:ident,
-         $cvtph:ident, $add:ident, $sub:ident, $mul:ident, $max:ident, $min:ident, $fma:ident,
+        ($name:ident, $vector:ty, $count:literal, $tile_rows:literal, $half:ty, $load_half:ident, $load_bytes:ident, $widen_bytes:ident,
+         $from_int:ident, $splat:ident, $load:ident, $store:ident, $cvtph:ident, $add:ident, $sub:ident, $mul:ident, $max:ident, $min:ident, $fma:ident,
          $to_int:ident, $to_float:ident, $shift:ident, $add_int:ident, $splat_int:ident $(, $sum:ident, $largest:ident)?) => {
             // SAFETY of every block: a value of this type exists only in functions compiled for its instruction
             // set, which `dispatch` calls after detecting it; loads and stores check their slices first.
@@ -219,6 +224,12 @@ mod x86 {
                     let values = &values[..$count];
                     // SAFETY: see above; f16 is a transparent u16.
                     unsafe { $cvtph($load_half(values.as_ptr().cast::<$half>())) }
+                }
+                #[inline(always)]
+                fn load_i8(self, values: &[i8]) -> $vector {
+                    let values = &values[..$count];
+                    // SAFETY: see above.
+                    unsafe { $from_int($widen_bytes($load_bytes(values.as_ptr().cast()))) }
                 }
                 #[inline(always)]
                 fn store(self, vector: $vector, out: &mut [f32]) {
@@ -284,6 +295,9 @@ mod x86 {
         8,
         __m256i,
         _mm256_loadu_si256,
+        _mm_loadu_si128,
+        _mm512_cvtepi8_epi32,
+        _mm512_cvtepi32_ps,
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
@@ -309,6 +323,9 @@ mod x86 {
         4,
         __m128i,
         _mm_loadu_si128,
+        _mm_loadl_epi64,
+        _mm256_cvtepi8_epi32,
+        _mm256_cvtepi32_ps,
         _mm256_set1_ps,
         _mm256_loadu_ps,
         _mm256_storeu_ps,
@@ -383,6 +400,15 @@ mod neon {
                      options(pure, nomem, nostack, preserves_flags));
             }
             wide
+        }
+        #[inline(always)]
+        fn load_i8(self, values: &[i8]) -> float32x4_t {
+            let values = &values[..4];
+            // SAFETY: see above; four bytes are read, wherever they lie.
+            unsafe {
+                let bytes = u64::from(values.as_ptr().cast::<u32>().read_unaligned());
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(bytes)))))
+            }
         }
         #[inline(always)]
         fn store(self, vector: float32x4_t, out: &mut [f32]) {

@@ -1,9 +1,10 @@
-//! The CPU backend: quantised weights read in place, activations in f32, keys and values in f16.
+//! The CPU backend: quantised weights read in place, activations in f32, keys and values in f16 or 8 bits.
 
 mod attention;
 mod buffer;
 mod cache;
 mod cores;
+mod head;
 mod lanes;
 mod memory;
 #[cfg(test)]
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use attention::Attention;
 use buffer::{Arena, Buffer};
-pub use cache::CpuSequence;
+pub use cache::{CpuSequence, KvType};
 #[cfg(feature = "onnx")]
 pub(super) use cores::performance_cores;
 
@@ -36,18 +37,21 @@ pub(super) const THREADS_MAX: usize = 512;
 pub struct CpuOptions {
     /// Threads that compute, the caller's included; `None` takes one per performance core.
     pub threads: Option<usize>,
+    /// How sequences keep their keys and values.
+    pub kv_type: KvType,
 }
 
 /// The CPU backend: the fast path on devices without a usable GPU.
 ///
 /// Weights stay as the file stores them, memory-mapped; activations are quantised to 16 bits per block of 32 for the
-/// integer products. The KV cache is f16. Any number of sequences may share one `Cpu`: their operators take turns.
+/// integer products. Any number of sequences may share one `Cpu`: their operators take turns.
 pub struct Cpu {
     kernels: Kernels,
     pool: ThreadPool,
     arena: Arc<Arena>,
     activations: Mutex<Vec<Activations>>,
     side_memory: SideMemory,
+    kv_type: KvType,
 }
 
 /// One layer's side path: the gate's and up projection's share their input.
@@ -82,6 +86,7 @@ impl Cpu {
             arena: Arc::default(),
             activations: Mutex::default(),
             side_memory: SideMemory::default(),
+            kv_type: options.kv_type,
         })
     }
 
@@ -145,7 +150,7 @@ impl Backend for Cpu {
     }
 
     fn sequence(&self, layers: &[AttentionParams], capacity: usize) -> Result<CpuSequence> {
-        CpuSequence::new(layers, capacity)
+        CpuSequence::new(layers, capacity, self.kv_type)
     }
 
     fn embed(&self, table: &QMatrix, ids: &[u32], scale: f32) -> Result<Buffer> {

@@ -6,8 +6,13 @@ use super::*;
 use crate::kernels::Isa;
 use crate::model::config::Rope;
 
-/// Keys and values are rounded to f16: half a step of 2⁻¹⁰, relative to values of some units.
-const CACHE_TOLERANCE: f32 = 5e-3;
+/// What rounding keys and values to f16 costs, half a step of 2⁻¹⁰, and to 8 bits, half of 1/127 of a group's largest.
+fn cache_tolerance(kv_type: KvType) -> f32 {
+    match kv_type {
+        KvType::F16 => 5e-3,
+        KvType::Q8 => 4e-2,
+    }
+}
 /// The same rounding on both sides; only the order of the sums differs.
 const TWIN_TOLERANCE: f32 = 2e-5;
 
@@ -56,8 +61,9 @@ impl Case {
     }
 
     /// What the backend computes, step after step.
-    fn run(&self, isa: Isa, threads: usize) -> Option<Vec<f32>> {
-        let cpu = Cpu::with_kernels(&CpuOptions { threads: Some(threads) }, Kernels::new(isa)?).unwrap();
+    fn run(&self, isa: Isa, threads: usize, kv_type: KvType) -> Option<Vec<f32>> {
+        let options = CpuOptions { threads: Some(threads), kv_type };
+        let cpu = Cpu::with_kernels(&options, Kernels::new(isa)?).unwrap();
         let mut sequence = cpu.sequence(std::slice::from_ref(&self.params), self.rows()).unwrap();
         let inputs = self.inputs();
         let (mut done, mut out) = (0, Vec::new());
@@ -128,17 +134,17 @@ fn attention_of_every_kernel_is_its_scalar_twins_and_the_float_references() {
         assert_eq!(a.len(), b.len());
         a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     };
-    for (index, case) in cases.iter().enumerate() {
+    let cases = cases.iter().enumerate().flat_map(|case| [KvType::F16, KvType::Q8].map(|kv_type| (case, kv_type)));
+    for ((index, case), kv_type) in cases {
         let expected = case.expected();
-        let twin = case.run(Isa::Scalar, 1).unwrap();
-        for isa in Isa::ALL {
-            for threads in [1, 2] {
-                let Some(actual) = case.run(*isa, threads) else { continue };
-                let error = largest(&actual, &expected);
-                assert!(error < CACHE_TOLERANCE, "case {index}, {isa}, {threads} threads: {error} from the reference");
-                let error = largest(&actual, &twin);
-                assert!(error < TWIN_TOLERANCE, "case {index}, {isa}, {threads} threads: {error} from the twin");
-            }
+        let twin = case.run(Isa::Scalar, 1, kv_type).unwrap();
+        for (isa, threads) in Isa::ALL.iter().flat_map(|isa| [1, 2].map(|threads| (isa, threads))) {
+            let Some(actual) = case.run(*isa, threads, kv_type) else { continue };
+            let name = format!("case {index}, {kv_type:?}, {isa}, {threads} threads");
+            let error = largest(&actual, &expected);
+            assert!(error < cache_tolerance(kv_type), "{name}: {error} from the reference");
+            let error = largest(&actual, &twin);
+            assert!(error < TWIN_TOLERANCE, "{name}: {error} from the twin");
         }
     }
 }

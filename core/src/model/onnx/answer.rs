@@ -24,7 +24,7 @@ pub(super) fn answer(
     cancel: &CancelToken,
 ) -> Result<Box<dyn Answer>> {
     let threads = Some(decoder.backend.sessions()?.threads());
-    let cpu = Arc::new(Cpu::new(&CpuOptions { threads })?);
+    let cpu = Arc::new(Cpu::new(&CpuOptions { threads, ..CpuOptions::default() })?);
     let lora =
         lora.map(|lora| lora.iter().map(|layer| cpu.lora(&pairs(layer), 1.0)).collect::<Result<Arc<[CpuLora]>>>());
     Cpu::answer(&Arc::new(on_cpu(decoder, cpu)), lora.transpose()?.as_ref(), ids, cancel)

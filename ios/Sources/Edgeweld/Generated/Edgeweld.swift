@@ -3176,6 +3176,10 @@ public struct LoadOptions: Equatable, Hashable {
      */
     public let threads: UInt32?
     /**
+     * How sessions keep their keys and values; in f16 by default.
+     */
+    public let kvType: KvType?
+    /**
      * Context of a session in tokens; by default the model's own, up to 4,096.
      */
     public let contextLength: UInt32?
@@ -3198,6 +3202,9 @@ public struct LoadOptions: Equatable, Hashable {
          * Threads that compute; one per performance core by default.
          */threads: UInt32? = nil,
         /**
+         * How sessions keep their keys and values; in f16 by default.
+         */kvType: KvType? = nil,
+        /**
          * Context of a session in tokens; by default the model's own, up to 4,096.
          */contextLength: UInt32? = nil,
         /**
@@ -3208,6 +3215,7 @@ public struct LoadOptions: Equatable, Hashable {
          */onnx: OnnxOptions? = nil) {
         self.device = device
         self.threads = threads
+        self.kvType = kvType
         self.contextLength = contextLength
         self.tokenizerJson = tokenizerJson
         self.onnx = onnx
@@ -3231,6 +3239,7 @@ public struct FfiConverterTypeLoadOptions: FfiConverterRustBuffer {
             try LoadOptions(
                 device: FfiConverterOptionTypeDevice.read(from: &buf),
                 threads: FfiConverterOptionUInt32.read(from: &buf),
+                kvType: FfiConverterOptionTypeKvType.read(from: &buf),
                 contextLength: FfiConverterOptionUInt32.read(from: &buf),
                 tokenizerJson: FfiConverterOptionString.read(from: &buf),
                 onnx: FfiConverterOptionTypeOnnxOptions.read(from: &buf)
@@ -3240,6 +3249,7 @@ public struct FfiConverterTypeLoadOptions: FfiConverterRustBuffer {
     public static func write(_ value: LoadOptions, into buf: inout [UInt8]) {
         FfiConverterOptionTypeDevice.write(value.device, into: &buf)
         FfiConverterOptionUInt32.write(value.threads, into: &buf)
+        FfiConverterOptionTypeKvType.write(value.kvType, into: &buf)
         FfiConverterOptionUInt32.write(value.contextLength, into: &buf)
         FfiConverterOptionString.write(value.tokenizerJson, into: &buf)
         FfiConverterOptionTypeOnnxOptions.write(value.onnx, into: &buf)
@@ -5049,6 +5059,81 @@ public func FfiConverterTypeFinishReason_lower(_ value: FinishReason) -> RustBuf
 
 
 /**
+ * How sessions keep their keys and values.
+ */
+
+public enum KvType: Equatable, Hashable {
+
+    /**
+     * Two bytes each.
+     */
+    case f16
+    /**
+     * A byte each and a scale for every 32, 53% of the memory; on the CPU.
+     */
+    case q8
+
+
+
+
+
+}
+
+#if compiler(>=6)
+extension KvType: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeKvType: FfiConverterRustBuffer {
+    typealias SwiftType = KvType
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> KvType {
+        let variant: Int32 = try readInt(&buf)
+        switch variant {
+
+        case 1: return .f16
+
+        case 2: return .q8
+
+        default: throw UniffiInternalError.unexpectedEnumCase
+        }
+    }
+
+    public static func write(_ value: KvType, into buf: inout [UInt8]) {
+        switch value {
+
+
+        case .f16:
+            writeInt(&buf, Int32(1))
+
+
+        case .q8:
+            writeInt(&buf, Int32(2))
+
+        }
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeKvType_lift(_ buf: RustBuffer) throws -> KvType {
+    return try FfiConverterTypeKvType.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeKvType_lower(_ value: KvType) -> RustBuffer {
+    return FfiConverterTypeKvType.lower(value)
+}
+
+
+
+/**
  * How much a log line matters.
  */
 
@@ -6322,6 +6407,30 @@ fileprivate struct FfiConverterOptionTypeDevice: FfiConverterRustBuffer {
         switch try readInt(&buf) as Int8 {
         case 0: return nil
         case 1: return try FfiConverterTypeDevice.read(from: &buf)
+        default: throw UniffiInternalError.unexpectedOptionalTag
+        }
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterOptionTypeKvType: FfiConverterRustBuffer {
+    typealias SwiftType = KvType?
+
+    public static func write(_ value: SwiftType, into buf: inout [UInt8]) {
+        guard let value = value else {
+            writeInt(&buf, Int8(0))
+            return
+        }
+        writeInt(&buf, Int8(1))
+        FfiConverterTypeKvType.write(value, into: &buf)
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> SwiftType {
+        switch try readInt(&buf) as Int8 {
+        case 0: return nil
+        case 1: return try FfiConverterTypeKvType.read(from: &buf)
         default: throw UniffiInternalError.unexpectedOptionalTag
         }
     }

@@ -161,7 +161,7 @@ impl Options {
                 let folder = onnx::folder(self.model()?);
                 with_random_pack(Onnx::open(&folder, &file, &onnx::options()?, threads)?, &file, context_length)?
             }
-            _ => with_random_pack(Cpu::new(&CpuOptions { threads })?, &file, context_length)?,
+            _ => with_random_pack(Cpu::new(&CpuOptions { threads, ..CpuOptions::default() })?, &file, context_length)?,
         };
         Ok(run(&mut *runner, vocab)?)
     }

@@ -24,7 +24,7 @@ pub(super) fn run(options: &Options, model: &Path) -> Result<()> {
     let ids = tokenizer.encode(&repository_text()?, plain)?;
     ensure!(ids.len() >= options.tokens, "the repository's text has {} tokens", ids.len());
     let texts: Vec<Vec<u32>> = ids[..options.tokens].chunks(TEXT_TOKENS).map(<[u32]>::to_vec).collect();
-    let backend = Arc::new(Cpu::new(&CpuOptions { threads: Some(options.threads) })?);
+    let backend = Arc::new(Cpu::new(&CpuOptions { threads: Some(options.threads), ..CpuOptions::default() })?);
     let cancel = CancelToken::new();
     let base = Arc::new(Decoder::load(&file, backend, &cancel, &mut |_, _| ())?);
     let mut table = Table::new([

@@ -28,7 +28,7 @@ pub(super) fn run(options: &Options, model: &Path) -> Result<()> {
     let plain = EncodeOptions { add_special: true, parse_special: false };
     let probes =
         PROBE_TEXTS.iter().map(|text| tokenizer.encode(text, plain)).collect::<edgeweld::Result<Vec<Vec<u32>>>>()?;
-    let backend = Arc::new(Cpu::new(&CpuOptions { threads: Some(options.threads) })?);
+    let backend = Arc::new(Cpu::new(&CpuOptions { threads: Some(options.threads), ..CpuOptions::default() })?);
     let mut head = vec!["block type".to_owned(), "method".to_owned()];
     head.extend(options.norms.iter().map(|norm| format!("{}: gain, noise, agreement", percent(*norm))));
     let mut table = Table::new(head);
