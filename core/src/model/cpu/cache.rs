@@ -309,6 +309,7 @@ impl Sequence for CpuSequence {
     fn write_state(&self, out: &mut Vec<u8>) -> Result<()> {
         let len = self.len;
         out.reserve(self.layers.iter().map(|layer| layer.shape.state_bytes(len)).sum());
+        // As it lies in memory: every CPU with kernels here is little-endian.
         for layer in &self.layers {
             layer.shape.runs(len).for_each(|(part, run)| out.extend(&layer.memories[part as usize].bytes()[run]));
         }

@@ -9,6 +9,8 @@ use super::lanes::Lanes;
 
 /// Keys per step of a tile: its scores and their keys stay in the first- and second-level cache.
 pub(super) const KEYS_PER_STEP: usize = 128;
+/// Queries whose products with a group of a block's keys are held before they are scaled.
+const QUERIES_AT_ONCE: usize = 8;
 
 /// The two products of attention.
 pub(super) trait Head: Copy {
@@ -77,23 +79,23 @@ pub(super) struct Codes<'a> {
 }
 
 impl Codes<'_> {
-    /// Where the scales of a block's group are.
+    /// Of `[block, group, KEY_BLOCK]`, those of one block and group.
     #[inline(always)]
-    fn scales(scales: &[f16], place: usize) -> &[f16] {
-        &scales[place * KEY_BLOCK..][..KEY_BLOCK]
+    fn scales<'s>(&self, all: &'s [f16], block: usize, group: usize) -> &'s [f16] {
+        &all[(block * self.shape.group_count() + group) * KEY_BLOCK..][..KEY_BLOCK]
     }
 }
 
 impl Head for Codes<'_> {
     #[inline(always)]
     fn score<L: Lanes>(self, lanes: L, q: &[f32], queries: usize, block: usize, scores: &mut [f32]) {
-        let (dim, groups) = (self.shape.head_dim, self.shape.group_count());
+        let dim = self.shape.head_dim;
         let codes = &self.keys[block * dim * KEY_BLOCK..][..dim * KEY_BLOCK];
-        for group in 0..groups {
+        for group in 0..self.shape.group_count() {
             let start = group * SCALE_GROUP;
             let depth = SCALE_GROUP.min(dim - start);
             let k = Operand { values: &codes[start * KEY_BLOCK..][..depth * KEY_BLOCK], stride: KEY_BLOCK };
-            let scales = Self::scales(self.key_scales, block * groups + group);
+            let scales = self.scales(self.key_scales, block, group);
             let mut products = [0.0; QUERIES_AT_ONCE * KEY_BLOCK];
             for first in (0..queries).step_by(QUERIES_AT_ONCE) {
                 let count = QUERIES_AT_ONCE.min(queries - first);
@@ -121,14 +123,14 @@ impl Head for Codes<'_> {
         values: &mut [f32],
         scaled: &mut [f32],
     ) {
-        let (stride, groups) = (self.shape.value_stride, self.shape.group_count());
-        for group in 0..groups {
+        let stride = self.shape.value_stride;
+        for group in 0..self.shape.group_count() {
             for query in 0..queries {
                 let row = query * KEYS_PER_STEP..(query + 1) * KEYS_PER_STEP;
                 let (weights, scaled) = (&weights[row.clone()], &mut scaled[row]);
                 let blocks = weights.chunks_exact(KEY_BLOCK).zip(scaled.chunks_exact_mut(KEY_BLOCK));
                 for (block, (weights, scaled)) in blocks.take(keys.len().div_ceil(KEY_BLOCK)).enumerate() {
-                    let scales = Self::scales(self.value_scales, (keys.start / KEY_BLOCK + block) * groups + group);
+                    let scales = self.scales(self.value_scales, keys.start / KEY_BLOCK + block, group);
                     for at in (0..KEY_BLOCK).step_by(L::COUNT) {
                         let weight = lanes.mul(lanes.load(&weights[at..]), lanes.load_f16(&scales[at..]));
                         lanes.store(weight, &mut scaled[at..]);
@@ -143,9 +145,6 @@ impl Head for Codes<'_> {
         }
     }
 }
-
-/// Queries whose products with a group of a block's keys are held before they are scaled.
-const QUERIES_AT_ONCE: usize = 8;
 
 /// A number as the cache keeps it.
 trait Element: Copy {
