@@ -14,8 +14,10 @@ use crate::sample::{DECODE_TOKENS, LOAD_CONTEXT, Measure, WARM_UP_TOKENS_MAX};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Contender<'a> {
     Edgeweld,
-    /// The same with a random rank-16 pack as a side path.
+    /// The same with a random rank-16 pack as a side path, in turn with [`EdgeweldInTurn`](Self::EdgeweldInTurn).
     EdgeweldWithPack,
+    /// What takes turns with [`EdgeweldWithPack`](Self::EdgeweldWithPack) in its process.
+    EdgeweldInTurn,
     /// The tensor library: f32 weights and activations.
     Candle,
     /// Edgeweld on ONNX Runtime.
@@ -28,18 +30,21 @@ pub(crate) enum Contender<'a> {
     LlamaCpp(&'a Path),
 }
 
-/// One process's figures.
+/// The figures of a process, or of one of its turns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    /// Milliseconds for [`Measure::Load`], else tokens (or bytes) per second.
+    /// Milliseconds for [`Measure::Load`], else tokens per second.
     pub(crate) value: f64,
     pub(crate) peak_rss_bytes: u64,
+    /// Bytes per second at which the threads could read the weights meanwhile; with our own decode.
+    pub(crate) read_rate: Option<f64>,
 }
 
 impl Sample {
-    pub(crate) fn record(&self, model: String, threads: usize, measure: Measure, contender: Contender) -> Record {
+    pub(crate) fn record(self, model: String, threads: usize, measure: Measure, contender: Contender) -> Record {
         let (measure, contender) = (measure.to_string(), contender.name().to_owned());
-        Record { model, threads, measure, contender, value: self.value, peak_rss_bytes: self.peak_rss_bytes }
+        let Self { value, peak_rss_bytes, read_rate } = self;
+        Record { model, threads, measure, contender, value, peak_rss_bytes, read_rate }
     }
 }
 
@@ -48,6 +53,7 @@ impl Contender<'_> {
         match self {
             Self::Edgeweld => "edgeweld",
             Self::EdgeweldWithPack => "with a pack",
+            Self::EdgeweldInTurn => "without",
             Self::Candle => "candle",
             Self::Onnx => "ONNX Runtime",
             Self::OnnxWithPack => "ONNX Runtime with a pack",
@@ -66,34 +72,50 @@ impl Contender<'_> {
         matches!(self, Self::EdgeweldWithPack | Self::OnnxWithPack)
     }
 
-    /// Runs one sample in a process of its own.
-    pub(crate) fn sample(self, measure: Measure, model: Option<&Path>, threads: usize) -> Result<Sample> {
+    /// Whether `measure` is taken of it.
+    pub(crate) fn takes(self, measure: Measure) -> bool {
+        measure != Measure::Load || self != Self::EdgeweldWithPack
+    }
+
+    /// Runs a process and gives its samples, one of the contender or some of two that take turns.
+    pub(crate) fn samples(self, measure: Measure, model: &Path, threads: usize) -> Result<Vec<(Self, Sample)>> {
         let mut command = match self {
             Self::Edgeweld => own(measure, model, threads, &[])?,
-            Self::EdgeweldWithPack => own(measure, model, threads, &["--with-pack"])?,
+            Self::EdgeweldWithPack | Self::EdgeweldInTurn => own(measure, model, threads, &["--in-turn"])?,
             Self::Candle => own(measure, model, threads, &["--device", "exact"])?,
             Self::Onnx => own(measure, model, threads, &["--device", "onnx"])?,
             Self::OnnxWithPack => own(measure, model, threads, &["--device", "onnx", "--with-pack"])?,
-            Self::Genai(python) => genai(python, measure, model.context("a model")?, threads),
-            Self::LlamaCpp(folder) => llama_cpp(folder, measure, model.context("a model")?, threads),
+            Self::Genai(python) => genai(python, measure, model, threads),
+            Self::LlamaCpp(folder) => llama_cpp(folder, measure, model, threads),
         };
         let finished = process::run(&mut command)?;
-        let value = match (measure, self) {
-            (Measure::Load, _) => finished.elapsed.as_secs_f64() * 1e3,
-            (_, Self::LlamaCpp(_)) => tokens_per_second(&finished.stdout)?,
-            _ => finished.stdout.trim().parse().with_context(|| format!("sample printed {:?}", finished.stdout))?,
-        };
-        Ok(Sample { value, peak_rss_bytes: finished.peak_rss_bytes })
+        let sample = |value| Sample { value, peak_rss_bytes: finished.peak_rss_bytes, read_rate: None };
+        let printed = || figures(&finished.stdout).with_context(|| format!("sample printed {:?}", finished.stdout));
+        Ok(match (measure, self) {
+            (Measure::Load, _) => vec![(self, sample(finished.elapsed.as_secs_f64() * 1e3))],
+            (_, Self::LlamaCpp(_)) => vec![(self, sample(tokens_per_second(&finished.stdout)?))],
+            (_, Self::EdgeweldWithPack | Self::EdgeweldInTurn) => {
+                let sides = [Self::EdgeweldInTurn, Self::EdgeweldWithPack].into_iter().cycle();
+                sides.zip(printed()?.into_iter().map(sample)).collect()
+            }
+            _ => {
+                let printed = printed()?;
+                let value = *printed.first().context("sample printed nothing")?;
+                vec![(self, Sample { read_rate: printed.get(1).copied(), ..sample(value) })]
+            }
+        })
     }
 }
 
-fn own(measure: Measure, model: Option<&Path>, threads: usize, args: &[&str]) -> Result<Command> {
+/// The numbers in what a sample printed.
+fn figures(stdout: &str) -> Result<Vec<f64>> {
+    stdout.split_whitespace().map(|figure| Ok(figure.parse()?)).collect()
+}
+
+fn own(measure: Measure, model: &Path, threads: usize, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("sample").args(["--measure", &measure.to_string(), "--threads", &threads.to_string()]);
-    if let Some(model) = model {
-        command.arg("--model").arg(model);
-    }
-    command.args(args);
+    command.arg("--model").arg(model).args(args);
     Ok(command)
 }
 
@@ -113,7 +135,7 @@ fn llama_cpp(folder: &Path, measure: Measure, model: &Path, threads: usize) -> C
     let (prompt, generated, depth) = match measure {
         Measure::Prefill(tokens) => (tokens, 0, 0),
         Measure::Decode(depth) => (0, DECODE_TOKENS, depth),
-        Measure::Load | Measure::Bandwidth => {
+        Measure::Load => {
             let context = LOAD_CONTEXT.to_string();
             command.args(["-c", &context, "-n", "1", "-p", "Hello", "-no-cnv", "--no-warmup"]);
             return command;
@@ -148,6 +170,12 @@ mod tests {
         assert_eq!(args(Measure::Prefill(128)), "-p 128 -n 0 -d 0 -r 1 -o json");
         assert_eq!(args(Measure::Prefill(1500)), "-p 1500 -n 0 -d 0 -r 1 -o json --no-warmup");
         assert_eq!(args(Measure::Decode(30)), "-p 0 -n 32 -d 30 -r 1 -o json");
+    }
+
+    #[test]
+    fn reads_what_samples_print() {
+        assert_eq!(figures("120.5 3e10\n").unwrap(), [120.5, 3e10]);
+        assert!(figures("slow").is_err());
     }
 
     #[test]

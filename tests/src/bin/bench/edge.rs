@@ -13,7 +13,7 @@ use edgeweld_tests::{Table, models};
 
 use crate::contender::{Contender, Sample};
 use crate::exported;
-use crate::record;
+use crate::record::{self, Record};
 use crate::sample::Measure;
 use crate::variants;
 
@@ -46,7 +46,7 @@ pub(crate) struct Options {
     /// Folder with llama.cpp's programs; `cargo xtask bench` fills it in
     #[arg(long, required_if_eq("vs", "llama-cpp"))]
     llama_bin: Option<PathBuf>,
-    /// Also measure with a random rank-16 pack beside the FFN
+    /// Also measure with a random rank-16 pack beside the FFN; on the CPU in turn with and without it, in one process
     #[arg(long)]
     with_pack: bool,
     /// What is measured: load, prefill:N, decode:N, comma-separated. Peak memory is that of prefill:1500
@@ -84,7 +84,7 @@ pub(crate) enum Rival {
     OnnxruntimeGenai,
 }
 
-/// Samples by model (index), threads, measure and contender. The read bandwidth, bytes per second, is ours.
+/// Samples by model (index), threads, measure and contender.
 type Samples<'a> = BTreeMap<(usize, usize, Measure, Contender<'a>), Vec<Sample>>;
 
 /// Runs the plan and prints the tables.
@@ -112,6 +112,8 @@ impl Options {
     /// The first is compared with every other.
     fn contenders(&self) -> Vec<Contender<'_>> {
         let (mut contenders, with_pack) = match self.backend {
+            // The pack brings its own other side.
+            BackendName::Cpu if self.with_pack && self.vs.is_none() => (Vec::new(), Contender::EdgeweldWithPack),
             BackendName::Cpu => (vec![Contender::Edgeweld], Contender::EdgeweldWithPack),
             BackendName::Onnx => (vec![Contender::Onnx, Contender::Edgeweld], Contender::OnnxWithPack),
         };
@@ -157,34 +159,30 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Takes every sample, after those that are in `file`, and adds them to it. The read bandwidth is taken anew each
-    /// round, so that it is of the same minutes.
+    /// Takes every sample, after those that are in `file`, and adds them to it.
     fn sample(&self, file: Option<&Path>) -> Result<Samples<'a>> {
         let mut samples = file.map(|file| self.restore(file)).transpose()?.unwrap_or_default();
         for (index, model) in self.models.iter().enumerate() {
             for threads in &self.threads {
-                let mut take = |measure: Measure, contender: Contender<'a>| -> Result<f64> {
-                    let sample = contender
-                        .sample(measure, Some(model), *threads)
-                        .with_context(|| format!("{}, {measure}, {}", contender.name(), model.display()))?;
-                    if let Some(file) = file {
-                        record::append(file, &sample.record(name(model), *threads, measure, contender))?;
-                    }
-                    samples.entry((index, *threads, measure, contender)).or_default().push(sample);
-                    Ok(sample.value)
-                };
                 for measure in &self.measures {
                     eprint!("[{}/{}] {}, {threads} threads, {measure}:", index + 1, self.models.len(), name(model));
                     for round in 0..self.rounds {
-                        if matches!(measure, Measure::Decode(_)) {
-                            take(Measure::Bandwidth, Contender::Edgeweld)?;
-                        }
                         // Nobody always comes second.
                         let mut order = self.contenders.clone();
                         let by = round % order.len();
                         order.rotate_left(by);
-                        for contender in order {
-                            eprint!(" {} {:.0}", contender.name(), take(*measure, contender)?);
+                        for contender in order.into_iter().filter(|contender| contender.takes(*measure)) {
+                            let taken = contender
+                                .samples(*measure, model, *threads)
+                                .with_context(|| format!("{}, {measure}, {}", contender.name(), model.display()))?;
+                            let own = taken.iter().filter(|(of, _)| *of == contender).map(|(_, sample)| sample.value);
+                            eprint!(" {} {:.0}", contender.name(), median(own));
+                            for (contender, sample) in taken {
+                                if let Some(file) = file {
+                                    record::append(file, &sample.record(name(model), *threads, *measure, contender))?;
+                                }
+                                samples.entry((index, *threads, *measure, contender)).or_default().push(sample);
+                            }
                         }
                     }
                     eprintln!();
@@ -197,13 +195,14 @@ impl<'a> Run<'a> {
     /// The samples of `file` that belong to this run.
     fn restore(&self, file: &Path) -> Result<Samples<'a>> {
         let mut samples = Samples::new();
+        let sides: Vec<_> = self.pairs().iter().flat_map(|pair| [Some(pair.own), pair.rival]).flatten().collect();
         for record in record::read(file)? {
             let model = self.models.iter().position(|model| name(model) == record.model);
-            let contender = self.contenders.iter().find(|contender| contender.name() == record.contender);
+            let contender = sides.iter().find(|contender| contender.name() == record.contender);
             if let (Some(model), Some(contender)) = (model, contender) {
-                let sample = Sample { value: record.value, peak_rss_bytes: record.peak_rss_bytes };
+                let Record { value, peak_rss_bytes, read_rate, .. } = record;
                 let key = (model, record.threads, record.measure.parse()?, *contender);
-                samples.entry(key).or_default().push(sample);
+                samples.entry(key).or_default().push(Sample { value, peak_rss_bytes, read_rate });
             }
         }
         Ok(samples)
@@ -212,11 +211,10 @@ impl<'a> Run<'a> {
     /// One table against each rival; alone, one table of our own figures.
     fn report(&self, samples: &Samples<'a>) -> Result<String> {
         let mut report = String::new();
-        let counts = || samples.iter().filter(|((.., measure, _), _)| *measure != Measure::Bandwidth);
-        let least = counts().map(|(_, samples)| samples.len()).min().unwrap_or_default();
-        let most = counts().map(|(_, samples)| samples.len()).max().unwrap_or_default();
-        let rounds = if least == most { least.to_string() } else { format!("{least} to {most}") };
-        writeln!(report, "Median of {rounds} round(s).")?;
+        let counts = || samples.values().map(Vec::len);
+        let (least, most) = (counts().min().unwrap_or_default(), counts().max().unwrap_or_default());
+        let count = if least == most { least.to_string() } else { format!("{least} to {most}") };
+        writeln!(report, "Median of {count} sample(s).")?;
         for pair in self.pairs() {
             let (table, missed) = self.table(pair, samples)?;
             writeln!(report, "\n{}\n\n{table}", pair.title())?;
@@ -233,20 +231,20 @@ impl<'a> Run<'a> {
 
     fn pairs(&self) -> Vec<Pair<'a>> {
         let own = self.contenders[0];
-        let pair = |rival: &Contender<'a>| match rival {
-            rival if rival.has_pack() => Pair { own: *rival, rival: Some(own) },
-            rival => Pair { own, rival: Some(*rival) },
+        let pair = |contender: Contender<'a>| match contender {
+            Contender::EdgeweldWithPack => Some(Pair { own: contender, rival: Some(Contender::EdgeweldInTurn) }),
+            Contender::OnnxWithPack => Some(Pair { own: contender, rival: Some(own) }),
+            rival => (rival != own).then_some(Pair { own, rival: Some(rival) }),
         };
-        match &self.contenders[1..] {
-            [] => vec![Pair { own, rival: None }],
-            rivals => rivals.iter().map(pair).collect(),
-        }
+        let pairs: Vec<_> = self.contenders.iter().copied().filter_map(pair).collect();
+        if pairs.is_empty() { vec![Pair { own, rival: None }] } else { pairs }
     }
 
     /// The table, and which of its cells are outside their bar.
     fn table(&self, pair: Pair<'a>, samples: &Samples<'a>) -> Result<(Table, Vec<String>)> {
-        let figures = Figure::of(&self.measures);
+        let figures: Vec<_> = Figure::of(&self.measures).into_iter().filter(|figure| pair.shows(figure)).collect();
         let decode = self.measures.iter().copied().find(|measure| matches!(measure, Measure::Decode(_)));
+        let decode = decode.filter(|_| !pair.takes_turns());
         let mut head = vec!["model".to_owned(), "threads".to_owned()];
         head.extend(figures.iter().map(Figure::title));
         head.extend(decode.map(|decode| format!("share of the read bandwidth, {decode}")));
@@ -255,9 +253,9 @@ impl<'a> Run<'a> {
             let weights = weight_bytes_per_token(&GgufFile::open(model)?) as f64;
             for threads in &self.threads {
                 let mut row = vec![name(model), threads.to_string()];
+                let of = |measure, contender| samples.get(&(index, *threads, measure, contender));
                 let value = |figure: &Figure, contender| {
-                    let samples = samples.get(&(index, *threads, figure.measure(), contender))?;
-                    Some(median(samples.iter().map(|sample| figure.value(sample))))
+                    Some(median(of(figure.measure(), contender)?.iter().map(|sample| figure.value(sample))))
                 };
                 for figure in &figures {
                     let own = value(figure, pair.own);
@@ -265,7 +263,15 @@ impl<'a> Run<'a> {
                     row.push(match (own, rival) {
                         (Some(own), None) => format!("{own:.0}"),
                         (Some(own), Some(Some(rival))) => {
-                            let ratio = own / rival;
+                            let ratio = match pair.rival.filter(|_| pair.takes_turns()) {
+                                Some(rival) => {
+                                    let sides =
+                                        [pair.own, rival].map(|side| of(figure.measure(), side).into_iter().flatten());
+                                    let [own, rival] = sides;
+                                    median(own.zip(rival).map(|(own, rival)| own.value / rival.value))
+                                }
+                                None => own / rival,
+                            };
                             let within = !pair.has_bars() || figure.is_within(ratio, pair.speed_bar());
                             if !within {
                                 let title = figure.title();
@@ -276,17 +282,18 @@ impl<'a> Run<'a> {
                         _ => "–".to_owned(),
                     });
                 }
-                let read = value(&Figure::Speed(Measure::Bandwidth), Contender::Edgeweld);
                 row.extend(decode.map(|decode| {
-                    let share = |contender| match (value(&Figure::Speed(decode), contender), read) {
-                        (Some(speed), Some(read)) => format!("{:.0}%", 100.0 * weights * speed / read),
-                        _ => "–".to_owned(),
+                    let read_rates =
+                        of(decode, Contender::Edgeweld).into_iter().flatten().filter_map(|own| own.read_rate);
+                    let read = median(read_rates);
+                    let share = |contender| {
+                        // Our own samples have the bandwidth of their moment.
+                        let shares = of(decode, contender)?.iter().map(|s| s.value / s.read_rate.unwrap_or(read));
+                        Some(format!("{:.0}%", 100.0 * weights * median(shares)))
                     };
-                    let read = read.map_or(String::new(), |read| format!(" of {:.1} GB/s", read / 1e9));
-                    match pair.rival {
-                        Some(rival) => format!("{} / {}{read}", share(pair.own), share(rival)),
-                        None => share(pair.own) + &read,
-                    }
+                    let sides = [Some(pair.own), pair.rival].into_iter().flatten();
+                    let shares: Vec<_> = sides.map(|side| share(side).unwrap_or_else(|| "–".to_owned())).collect();
+                    format!("{} of {:.1} GB/s", shares.join(" / "), read / 1e9)
                 }));
                 table.row(row);
             }
@@ -311,6 +318,16 @@ impl Pair<'_> {
         }
     }
 
+    /// Whether samples of both sides with the same index are of one turn.
+    fn takes_turns(self) -> bool {
+        self.rival == Some(Contender::EdgeweldInTurn)
+    }
+
+    /// A process in which two take turns has neither one's memory nor load.
+    fn shows(self, figure: &Figure) -> bool {
+        !self.takes_turns() || matches!(figure, Figure::Speed(_))
+    }
+
     /// Smallest speed ratio that is wanted.
     fn speed_bar(self) -> f64 {
         match self.own {
@@ -327,7 +344,12 @@ impl Pair<'_> {
     }
 
     fn bars(self) -> String {
-        format!("speed at least {:.2}x, load at most {LOAD_BAR}x, memory at most {MEMORY_BAR}x", self.speed_bar())
+        let speed = format!("speed at least {:.2}x", self.speed_bar());
+        if self.takes_turns() {
+            speed
+        } else {
+            format!("{speed}, load at most {LOAD_BAR}x, memory at most {MEMORY_BAR}x")
+        }
     }
 }
 
@@ -430,18 +452,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let rival = Contender::LlamaCpp(Path::new("bin"));
         let run = run(folder.path(), vec![Contender::Edgeweld, rival]);
-        let sample = |value| Sample { value, peak_rss_bytes: 100_000_000 };
+        let sample = |value| Sample { value, peak_rss_bytes: 100_000_000, read_rate: Some(40_000.0) };
         let mut samples = Samples::new();
         for measure in MEASURES {
             samples.insert((0, 2, measure, Contender::Edgeweld), vec![sample(30.0), sample(1.0), sample(20.0)]);
-            samples.insert((0, 2, measure, rival), vec![sample(10.0); 3]);
+            samples.insert((0, 2, measure, rival), vec![Sample { read_rate: None, ..sample(10.0) }; 3]);
         }
-        samples.insert((0, 2, Measure::Bandwidth, Contender::Edgeweld), vec![sample(40_000.0); 6]);
-        samples.get_mut(&(0, 2, Measure::Decode(1500), rival)).unwrap()[0..2]
-            .fill(Sample { value: 25.0, peak_rss_bytes: 1 });
+        samples.get_mut(&(0, 2, Measure::Decode(1500), rival)).unwrap()[0..2].fill(Sample {
+            value: 25.0,
+            peak_rss_bytes: 1,
+            read_rate: None,
+        });
         samples.remove(&(0, 2, Measure::Prefill(512), rival));
         let report = run.report(&samples).unwrap();
-        assert!(report.starts_with("Median of 3 round(s)."), "{report}");
+        assert!(report.starts_with("Median of 3 sample(s)."), "{report}");
         assert!(report.contains("| 20 / 10 = 2.00x "), "{report}");
         assert!(report.contains("| 20 / 25 = 0.80x ! "), "{report}");
         assert!(report.contains("| 100 / 100 = 1.00x "), "{report}");
@@ -451,11 +475,28 @@ mod tests {
     }
 
     #[test]
+    fn what_takes_turns_is_compared_turn_by_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path(), vec![Contender::EdgeweldWithPack]);
+        let mut samples = Samples::new();
+        let mut insert = |contender, values: [f64; 3]| {
+            let samples_of = values.map(|value| Sample { value, peak_rss_bytes: 1, read_rate: None }).to_vec();
+            samples.insert((0, 2, Measure::Decode(30), contender), samples_of);
+        };
+        insert(Contender::EdgeweldWithPack, [96.0, 49.0, 190.0]);
+        insert(Contender::EdgeweldInTurn, [100.0, 50.0, 220.0]);
+        let report = run.report(&samples).unwrap();
+        assert!(report.contains("| 96 / 100 = 0.96x "), "{report}");
+        assert!(!report.contains("RSS") && !report.contains("bandwidth"), "{report}");
+        assert!(report.ends_with("Every figure is within its bar (speed at least 0.95x).\n"), "{report}");
+    }
+
+    #[test]
     fn samples_of_other_models_and_contenders_are_left_in_their_file() {
         let folder = tempfile::tempdir().unwrap();
         let run = run(folder.path(), vec![Contender::Edgeweld]);
         let file = folder.path().join("samples.jsonl");
-        let sample = Sample { value: 3.0, peak_rss_bytes: 4 };
+        let sample = Sample { value: 3.0, peak_rss_bytes: 4, read_rate: None };
         for (model, contender) in
             [("m", Contender::Edgeweld), ("n", Contender::Edgeweld), ("m", Contender::EdgeweldWithPack)]
         {

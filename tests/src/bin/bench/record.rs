@@ -18,6 +18,9 @@ pub(crate) struct Record {
     pub(crate) contender: String,
     pub(crate) value: f64,
     pub(crate) peak_rss_bytes: u64,
+    /// As in [`Sample`](crate::contender::Sample)
+    #[serde(default)]
+    pub(crate) read_rate: Option<f64>,
 }
 
 /// The samples in `path`; none if there is no such file.
@@ -54,11 +57,12 @@ mod tests {
             contender: "llama.cpp".to_owned(),
             value: 12.5,
             peak_rss_bytes: 7,
+            read_rate: None,
         };
         append(&path, &record).unwrap();
-        record.threads = 1;
+        (record.threads, record.read_rate) = (1, Some(3e10));
         append(&path, &record).unwrap();
-        assert_eq!(read(&path).unwrap(), [Record { threads: 2, ..record.clone() }, record]);
+        assert_eq!(read(&path).unwrap(), [Record { threads: 2, read_rate: None, ..record.clone() }, record]);
         fs::write(&path, "no JSON").unwrap();
         assert!(read(&path).is_err());
     }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use edgeweld::CancelToken;
 use edgeweld::generate::{Device, Engine, GenerateOptions, LoadOptions};
@@ -14,6 +14,7 @@ use edgeweld::gguf::GgufFile;
 #[cfg(feature = "onnx")]
 use edgeweld::model::Onnx;
 use edgeweld::model::{Backend, Cpu, CpuOptions, Decoder, LogitRows, Runner};
+use edgeweld_tests::arms::median;
 #[cfg(feature = "onnx")]
 use edgeweld_tests::onnx;
 use edgeweld_tests::random_lora;
@@ -26,6 +27,10 @@ pub(crate) const LOAD_CONTEXT: usize = 1_536;
 pub(crate) const DECODE_TOKENS: usize = 32;
 /// Prompts up to this long run once before they are timed; longer ones would only measure patience.
 pub(crate) const WARM_UP_TOKENS_MAX: usize = 512;
+/// Turns of a process with and without a pack, and tokens per turn at decode.
+const PREFILL_TURNS: usize = 5;
+const DECODE_TURNS: usize = 60;
+const DECODE_TURN_TOKENS: usize = 8;
 /// Rank of the random pack.
 const PACK_RANK: usize = 16;
 
@@ -38,8 +43,6 @@ pub(crate) enum Measure {
     Prefill(usize),
     /// Tokens per second after this many tokens of context.
     Decode(usize),
-    /// Bytes per second at which the threads read the model's tensors where they are mapped, one load per cache line.
-    Bandwidth,
 }
 
 impl fmt::Display for Measure {
@@ -48,7 +51,6 @@ impl fmt::Display for Measure {
             Self::Load => write!(f, "load"),
             Self::Prefill(tokens) => write!(f, "prefill:{tokens}"),
             Self::Decode(tokens) => write!(f, "decode:{tokens}"),
-            Self::Bandwidth => write!(f, "bandwidth"),
         }
     }
 }
@@ -60,10 +62,9 @@ impl FromStr for Measure {
         let (name, tokens) = text.split_once(':').unwrap_or((text, ""));
         match (name, tokens) {
             ("load", "") => Ok(Self::Load),
-            ("bandwidth", "") => Ok(Self::Bandwidth),
             ("prefill", tokens) => Ok(Self::Prefill(tokens.parse()?)),
             ("decode", tokens) => Ok(Self::Decode(tokens.parse()?)),
-            _ => anyhow::bail!("{text:?} is not load, bandwidth, prefill:N or decode:N"),
+            _ => anyhow::bail!("{text:?} is not load, prefill:N or decode:N"),
         }
     }
 }
@@ -76,13 +77,16 @@ pub(crate) struct Options {
     #[arg(long)]
     threads: usize,
     #[arg(long)]
-    model: Option<PathBuf>,
+    model: PathBuf,
     /// What computes
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
     /// Run a random rank-16 pack beside the FFN
     #[arg(long)]
     with_pack: bool,
+    /// Take turns with and without the pack in this process, and print both figures of every turn
+    #[arg(long, conflicts_with_all = ["with_pack", "device"])]
+    in_turn: bool,
 }
 
 /// What computes; ONNX Runtime does on the folder that was exported beside the model.
@@ -118,27 +122,31 @@ impl DeviceName {
     }
 }
 
-/// Takes the sample and prints its figure; `load` prints nothing, its figure is the process's time.
+/// Takes the sample and prints its figure; `load` prints nothing, its figure is the process's time. After its own figure
+/// `decode` prints the read bandwidth of the same moments.
 pub(crate) fn take(options: &Options) -> Result<()> {
-    let rate = match options.measure {
-        Measure::Bandwidth => bandwidth(&GgufFile::open(options.model()?)?, options.threads),
-        Measure::Load => return load(options),
-        Measure::Prefill(tokens) => prefill(options, tokens)?,
-        Measure::Decode(depth) => decode(options, depth)?,
-    };
-    println!("{rate}");
+    if options.in_turn {
+        return in_turn(options);
+    }
+    match options.measure {
+        Measure::Load => load(options)?,
+        Measure::Prefill(tokens) => println!("{}", prefill(options, tokens)?),
+        Measure::Decode(depth) => {
+            let file = GgufFile::open(&options.model)?;
+            let mut passes = read_rates(&file, options.threads);
+            let rate = decode(options, depth)?;
+            passes.extend(read_rates(&file, options.threads));
+            println!("{rate} {}", median(passes.into_iter()));
+        }
+    }
     Ok(())
 }
 
 impl Options {
-    fn model(&self) -> Result<&PathBuf> {
-        self.model.as_ref().context("--model is missing")
-    }
-
     fn load(&self, context_length: usize) -> Result<Engine> {
         let options =
             LoadOptions { threads: Some(self.threads), context_length: Some(context_length), ..LoadOptions::default() };
-        self.device.load(self.model()?, options)
+        self.device.load(&self.model, options)
     }
 
     /// Runs `run` on a sequence of `context_length` tokens. The whole engine is in memory meanwhile, as in an app.
@@ -152,13 +160,13 @@ impl Options {
         if !self.with_pack {
             return Ok(run(&mut *engine.runner()?, vocab)?);
         }
-        let (file, threads) = (GgufFile::open(self.model()?)?, Some(self.threads));
+        let (file, threads) = (GgufFile::open(&self.model)?, Some(self.threads));
         let mut runner = match self.device {
             #[cfg(feature = "onnx")]
             DeviceName::Onnx => {
                 // The engine's own session would be a second copy of the weights.
                 drop(engine);
-                let folder = onnx::folder(self.model()?);
+                let folder = onnx::folder(&self.model);
                 with_random_pack(Onnx::open(&folder, &file, &onnx::options()?, threads)?, &file, context_length)?
             }
             _ => with_random_pack(Cpu::new(&CpuOptions { threads, ..CpuOptions::default() })?, &file, context_length)?,
@@ -168,12 +176,58 @@ impl Options {
 }
 
 fn with_random_pack<B: Backend>(backend: B, file: &GgufFile, context_length: usize) -> Result<Box<dyn Runner>> {
-    let decoder = Arc::new(Decoder::load(file, Arc::new(backend), &CancelToken::new(), &mut |_, _| ())?);
+    let decoder = decoder(backend, file)?;
+    Ok(B::runner(&decoder, context_length, Some(random_pack(&decoder)?))?)
+}
+
+fn decoder<B: Backend>(backend: B, file: &GgufFile) -> Result<Arc<Decoder<B>>> {
+    Ok(Arc::new(Decoder::load(file, Arc::new(backend), &CancelToken::new(), &mut |_, _| ())?))
+}
+
+fn random_pack<B: Backend>(decoder: &Decoder<B>) -> Result<Arc<[B::Lora]>> {
     // Small, so that it changes numbers and not the model's range.
     let lora = random_lora(&decoder.config, PACK_RANK, 0.01, 0);
     let layers = lora.layers.iter().map(|layer| decoder.backend.lora(layer, lora.scale));
-    let lora = layers.collect::<edgeweld::Result<Arc<[_]>>>()?;
-    Ok(B::runner(&decoder, context_length, Some(lora))?)
+    Ok(layers.collect::<edgeweld::Result<Arc<[_]>>>()?)
+}
+
+/// Tokens per second without and with a random pack, a line per turn. Both run on one model in one process, so that
+/// whatever else the machine does meets both alike: processes that take turns scatter by more than a pack costs.
+fn in_turn(options: &Options) -> Result<()> {
+    let (depth, tokens, turns) = match options.measure {
+        Measure::Load => anyhow::bail!("load is not measured in turn"),
+        Measure::Prefill(tokens) => (0, tokens, PREFILL_TURNS),
+        Measure::Decode(depth) => (depth, DECODE_TURN_TOKENS, DECODE_TURNS),
+    };
+    let cpu = Cpu::new(&CpuOptions { threads: Some(options.threads) })?;
+    let decoder = decoder(cpu, &GgufFile::open(&options.model)?)?;
+    let (vocab, cancel) = (decoder.config.vocab_size as u32, CancelToken::new());
+    let mut runners = [None, Some(random_pack(&decoder)?)]
+        .map(|lora| Cpu::runner(&decoder, depth + tokens, lora))
+        .into_iter()
+        .collect::<edgeweld::Result<Vec<_>>>()?;
+    for runner in &mut runners {
+        runner.forward(&random_ids(depth.max(1), vocab), LogitRows::Last, &cancel)?;
+    }
+    let ids = random_ids(tokens, vocab);
+    let step = if depth == 0 { tokens } else { 1 };
+    // The first turn only warms up.
+    for turn in 0..=turns {
+        let mut rates = [0.0; 2];
+        // Nobody always comes second.
+        for index in [turn % 2, 1 - turn % 2] {
+            runners[index].truncate(depth);
+            let start = Instant::now();
+            for ids in ids.chunks(step) {
+                runners[index].forward(ids, LogitRows::Last, &cancel)?;
+            }
+            rates[index] = tokens as f64 / start.elapsed().as_secs_f64();
+        }
+        if turn > 0 {
+            println!("{} {}", rates[0], rates[1]);
+        }
+    }
+    Ok(())
 }
 
 fn load(options: &Options) -> Result<()> {
@@ -208,10 +262,10 @@ fn decode(options: &Options, depth: usize) -> Result<f64> {
     })
 }
 
-/// The best of some passes over the file's tensors, each thread one stretch of every tensor: what decoding would reach if
-/// it did nothing but read.
-fn bandwidth(file: &GgufFile, threads: usize) -> f64 {
-    const PASSES: usize = 8;
+/// Bytes per second at which the threads read the file's tensors where they are mapped, one load per cache line and each
+/// thread one stretch of every tensor, in some passes: what decoding would reach if it did nothing but read.
+fn read_rates(file: &GgufFile, threads: usize) -> Vec<f64> {
+    const PASSES: usize = 5;
     const LINE_BYTES: usize = 64;
     let size: usize = file.tensors().map(|tensor| tensor.bytes().len()).sum();
     let read = |thread: usize| {
@@ -222,7 +276,7 @@ fn bandwidth(file: &GgufFile, threads: usize) -> f64 {
         };
         std::hint::black_box(file.tensors().map(part).sum::<u64>())
     };
-    let pass = || {
+    let pass = |_| {
         let start = Instant::now();
         std::thread::scope(|scope| {
             (1..threads).for_each(|thread| _ = scope.spawn(move || read(thread)));
@@ -230,7 +284,9 @@ fn bandwidth(file: &GgufFile, threads: usize) -> f64 {
         });
         size as f64 / start.elapsed().as_secs_f64()
     };
-    (0..PASSES).map(|_| pass()).fold(0.0, f64::max)
+    // The first maps the pages.
+    pass(0);
+    (0..PASSES).map(pass).collect()
 }
 
 fn random_ids(count: usize, vocab: u32) -> Vec<u32> {
@@ -247,7 +303,7 @@ mod tests {
 
     #[test]
     fn measures_are_read_as_they_are_written() {
-        for measure in [Measure::Load, Measure::Prefill(128), Measure::Decode(1500), Measure::Bandwidth] {
+        for measure in [Measure::Load, Measure::Prefill(128), Measure::Decode(1500)] {
             assert_eq!(measure.to_string().parse::<Measure>().unwrap(), measure);
         }
         assert!("prefill:".parse::<Measure>().is_err());
@@ -259,6 +315,6 @@ mod tests {
         let mut writer = GgufWriter::new();
         writer.tensor("t", BlockType::F32, &[1 << 20], WeightBytes::Owned(vec![1; 4 << 20].into())).unwrap();
         let file = GgufFile::from_bytes(writer.to_bytes()).unwrap();
-        assert!((1e8..1e13).contains(&bandwidth(&file, 2)));
+        assert!(read_rates(&file, 2).iter().all(|rate| (1e8..1e13).contains(rate)));
     }
 }
