@@ -217,30 +217,37 @@ impl Chunks {
     }
 }
 
-/// Hands out `0..total` in chunks like [`Chunks`], but to each worker first from its own share, a stretch of neighbouring
-/// items, and then from what the others have left.
+/// Hands out `0..total` to each worker first from its own share, a stretch of neighbouring items, and then from what the
+/// others have left. Chunks get smaller towards the end of a share: large ones are read fastest, and with small ones all
+/// workers end together.
 #[derive(Debug)]
 pub struct Shares {
     next: [Next; SHARES_MAX],
     total: usize,
-    chunk: usize,
+    least: usize,
     count: usize,
+    /// Workers per share, rounded up.
+    crowd: usize,
 }
 
 /// More workers than this have shares in common.
 const SHARES_MAX: usize = 16;
 
 /// First item of a share that is not handed out. On a cache line of its own, because each is one worker's as a rule.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(align(64))]
 struct Next(AtomicUsize);
 
 impl Shares {
-    /// Chunks of `chunk` items (at least one) in `shares` equal shares (at least one); a share's last may be shorter.
-    pub fn new(total: usize, chunk: usize, shares: usize) -> Self {
+    /// `shares` equal shares (at least one) for `workers` workers, handed out in chunks of at least `least` items, but for
+    /// the last of a share.
+    pub fn new(total: usize, least: usize, shares: usize, workers: usize) -> Self {
         let count = shares.clamp(1, SHARES_MAX);
-        let next = std::array::from_fn(|share| Next(AtomicUsize::new(total * share.min(count) / count)));
-        Self { next, total, chunk: chunk.max(1), count }
+        let mut next: [Next; SHARES_MAX] = Default::default();
+        for (share, next) in next[..count].iter_mut().enumerate() {
+            *next = Next(AtomicUsize::new(total * share / count));
+        }
+        Self { next, total, least: least.max(1), count, crowd: workers.div_ceil(count).max(1) }
     }
 
     /// The next chunk for `worker`, or `None` when all are taken.
@@ -248,8 +255,12 @@ impl Shares {
         (0..self.count).find_map(|offset| {
             let share = (worker + offset) % self.count;
             let end = self.total * (share + 1) / self.count;
-            let start = self.next[share].0.fetch_add(self.chunk, Ordering::Relaxed);
-            (start < end).then(|| start..(start + self.chunk).min(end))
+            let next = &self.next[share].0;
+            let chunk = |start: usize| ((end - start) / (2 * self.crowd)).max(self.least).min(end - start);
+            let taken = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |start| {
+                (start < end).then(|| start + chunk(start))
+            });
+            taken.ok().map(|start| start..start + chunk(start))
         })
     }
 }
@@ -300,7 +311,7 @@ mod tests {
         for (total, shares, workers) in [(1003, 4, 4), (1003, 1, 4), (1003, 4, 1), (3, 4, 4), (200, 40, 20), (0, 2, 2)]
         {
             let seen: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
-            let chunks = Shares::new(total, 10, shares);
+            let chunks = Shares::new(total, 10, shares, workers);
             ThreadPool::new(workers).run(|worker, _| {
                 while let Some(range) = chunks.take(worker) {
                     seen[range].iter().for_each(|item| _ = item.fetch_add(1, Ordering::Relaxed));
@@ -315,11 +326,11 @@ mod tests {
 
     #[test]
     fn a_worker_takes_its_own_share_first() {
-        let chunks = Shares::new(100, 10, 2);
-        assert_eq!(chunks.take(1), Some(50..60));
-        assert_eq!(chunks.take(0), Some(0..10));
-        let rest: Vec<_> = std::iter::from_fn(|| chunks.take(1)).map(|range| range.start).collect();
-        assert_eq!(rest, [60, 70, 80, 90, 10, 20, 30, 40]);
+        let chunks = Shares::new(100, 10, 2, 2);
+        assert_eq!(chunks.take(1), Some(50..75));
+        assert_eq!(chunks.take(0), Some(0..25));
+        let rest: Vec<_> = std::iter::from_fn(|| chunks.take(1)).collect();
+        assert_eq!(rest, [75..87, 87..97, 97..100, 25..37, 37..47, 47..50]);
     }
 
     #[test]

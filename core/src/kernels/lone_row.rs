@@ -28,7 +28,7 @@ pub(super) struct LoneRowBuffers {
 /// would cost as much as all the rest of the side path.
 ///
 /// A worker fetches its part of `a` at the start and computes with it after its first product, by when it has come from
-/// memory; who finishes the last part adds them up.
+/// memory; who finishes the last part adds them up. The sums are used after all products.
 pub(super) struct LoneRow<'a> {
     path: &'a SidePath,
     parts: *mut [f32; TILE],
@@ -36,7 +36,7 @@ pub(super) struct LoneRow<'a> {
     codes: *mut [i16; 2],
     steps: *mut f32,
     shares: Shares,
-    share_count: usize,
+    worker_count: usize,
     /// Parts that are not computed yet.
     left: AtomicUsize,
     ready: AtomicBool,
@@ -59,8 +59,8 @@ impl<'a> LoneRow<'a> {
             ax: OutPointer(buffers.ax.as_mut_ptr()),
             codes: buffers.codes.as_mut_ptr(),
             steps: buffers.steps.as_mut_ptr(),
-            shares: Shares::new(part_count, 1, worker_count),
-            share_count: worker_count,
+            shares: Shares::new(part_count, 1, worker_count, worker_count),
+            worker_count,
             left: AtomicUsize::new(part_count),
             ready: AtomicBool::new(part_count == 0),
         }
@@ -72,20 +72,31 @@ impl<'a> LoneRow<'a> {
 
     /// Fetches what `worker` will compute with as a rule.
     pub(super) fn prefetch(&self, worker: usize) {
-        self.path.a.prefetch(worker.min(self.share_count - 1), self.share_count);
+        self.path.a.prefetch(worker, self.worker_count);
     }
 
-    /// `target`'s part of `a·x`; parts that no worker has taken are computed, for the others it waits.
-    /// `product(panel, column part)` must not panic: other workers wait for every part.
-    pub(super) fn input(
-        &self,
-        worker: usize,
-        target: &SideTarget,
-        product: impl Fn(usize, usize) -> [f32; TILE],
-    ) -> SideInput<'_> {
-        if !self.ready.load(Ordering::Acquire) {
-            self.compute(worker, product);
+    /// Computes parts, `worker`'s own first, until all are taken. `product(panel, column part)` must not panic: other
+    /// workers wait for every part.
+    pub(super) fn compute(&self, worker: usize, product: impl Fn(usize, usize) -> [f32; TILE]) {
+        if self.left.load(Ordering::Relaxed) == 0 {
+            return;
         }
+        while let Some(parts) = self.shares.take(worker) {
+            for part in parts.clone() {
+                let values = product(part / COLUMN_PARTS, part % COLUMN_PARTS);
+                // SAFETY: `shares` hands this part to this worker.
+                unsafe { *self.parts.add(part) = values };
+            }
+            // The last to finish sees what the others wrote.
+            if self.left.fetch_sub(parts.len(), Ordering::AcqRel) == parts.len() {
+                self.finish();
+                self.ready.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// `target`'s part of `a·x`, once the workers have computed it.
+    pub(super) fn wait(&self, target: &SideTarget) -> SideInput<'_> {
         let mut spins = 0u32;
         while !self.ready.load(Ordering::Acquire) {
             spins = spins.wrapping_add(1);
@@ -99,21 +110,6 @@ impl<'a> LoneRow<'a> {
         unsafe {
             let codes = std::slice::from_raw_parts(self.codes.add(target.first_pair), target.pair_count());
             SideInput { codes, step: *self.steps.add(target.index) }
-        }
-    }
-
-    fn compute(&self, worker: usize, product: impl Fn(usize, usize) -> [f32; TILE]) {
-        while let Some(parts) = self.shares.take(worker) {
-            for part in parts.clone() {
-                let values = product(part / COLUMN_PARTS, part % COLUMN_PARTS);
-                // SAFETY: `shares` hands this part to this worker.
-                unsafe { *self.parts.add(part) = values };
-            }
-            // The last to finish sees what the others wrote.
-            if self.left.fetch_sub(parts.len(), Ordering::AcqRel) == parts.len() {
-                self.finish();
-                self.ready.store(true, Ordering::Release);
-            }
         }
     }
 

@@ -14,9 +14,8 @@ use crate::threads::{Shares, ThreadPool};
 /// Rows that are multiplied with a panel before the next panel is unpacked: few enough for their codes to stay in
 /// the second-level cache.
 const ROWS_PER_PASS: usize = 256;
-/// Output features of the gate, and then of the up projection, per step of a one-row product: few enough for the stack,
-/// and enough that changing between two places in memory costs little.
-const GEMV_STEP: usize = 256;
+/// The last chunks of a region are this part of a worker's share: so long may one wait for the others.
+const LEAST_PER_WORKER: usize = 64;
 
 /// One matrix product `y[r, o] = Σ x[r, i] · W[o, i] + bias[o]`.
 pub struct Product<'a> {
@@ -48,6 +47,20 @@ struct Scratch {
     panels: [PanelBuffer; 2],
     side: [Vec<f32>; 2],
     worker: usize,
+    /// Of one row, `up·x` while the gate's product is in the output.
+    ups: Vec<f32>,
+    /// Of one row, the features whose products are done: index of the product and stretch.
+    done: Vec<(usize, Range<usize>)>,
+}
+
+impl Scratch {
+    /// Notes that a stretch is done; neighbours become one.
+    fn note(&mut self, product: usize, features: Range<usize>) {
+        match self.done.last_mut() {
+            Some((last, done)) if *last == product && done.end == features.start => done.end = features.end,
+            _ => self.done.push((product, features)),
+        }
+    }
 }
 
 thread_local! {
@@ -83,12 +96,19 @@ impl Kernels {
                                 let target = side.and_then(|side| side.targets[index].as_ref());
                                 let tiles = part.start - first..part.end - first;
                                 // SAFETY: `chunks` hands every tile of these rows to one worker.
-                                unsafe { product_tiles(&shared, scratch, product, target, tiles, rows.clone()) };
+                                unsafe { product_tiles(&shared, scratch, product, index, target, tiles, rows.clone()) };
                                 range.start = part.end;
                             }
                             first = end;
                         }
                     });
+                }
+                for (index, features) in scratch.done.drain(..) {
+                    if let Some(target) = side.and_then(|side| side.targets[index].as_ref()) {
+                        let out = OutPointer(products[index].out.as_ptr().cast_mut());
+                        // SAFETY: this worker alone has computed these features.
+                        shared.add_side(target, features.clone(), unsafe { out.slice(features.start, features.len()) });
+                    }
                 }
             });
         });
@@ -113,6 +133,7 @@ impl Kernels {
         let shared = self.share(pool, x, [gate, up].into_iter(), side);
         let targets = [0, 1].map(|index| side.and_then(|side| side.targets[index].as_ref()));
         let tiles = gate.rows().div_ceil(TILE);
+        let activate = self.ops.gate(activation);
         let units = Units::new(shared.rows, gate.rows() * 2, pool);
         let chunks = units.chunks(tiles, pool);
         let out = OutPointer(out.as_mut_ptr());
@@ -125,6 +146,20 @@ impl Kernels {
                         // SAFETY: `chunks` hands every tile of these rows to one worker.
                         unsafe { gated_tiles(&shared, scratch, [gate, up], targets, activation, out, tiles, rows) };
                     });
+                }
+                let Scratch { ups, done, .. } = scratch;
+                for (_, features) in done.drain(..) {
+                    // SAFETY: this worker alone has computed these features.
+                    let gates = unsafe { out.slice(features.start, features.len()) };
+                    let ups = &mut ups[features.clone()];
+                    if let Some(target) = targets[0] {
+                        shared.add_side(target, features.clone(), gates);
+                    }
+                    if let Some(target) = targets[1] {
+                        shared.add_side(target, features, ups);
+                    }
+                    // SAFETY: `kernels` proves the instruction set.
+                    unsafe { activate(gates, ups) };
                 }
             });
         });
@@ -196,12 +231,11 @@ impl Units {
     }
 
     fn chunks(&self, tiles: usize, pool: &ThreadPool) -> Shares {
-        let units = tiles * self.rows.div_ceil(self.rows_per_pass);
-        let per_worker = if pool.worker_count() == 1 { 1 } else { 8 };
-        let chunk = (units / (pool.worker_count() * per_worker)).max(1);
+        let (units, workers) = (tiles * self.rows.div_ceil(self.rows_per_pass), pool.worker_count());
+        let least = if workers == 1 { units } else { units / (workers * LEAST_PER_WORKER) };
         // One row's cost is reading weights, and one stretch of memory per worker is read fastest; more rows' workers
         // share what they unpack from.
-        Shares::new(units, chunk, if self.rows == 1 { pool.worker_count() } else { 1 })
+        Shares::new(units, least, if self.rows == 1 { workers } else { 1 }, workers)
     }
 
     /// Calls `run(rows, tiles)` for each pass that `units` touches.
@@ -217,12 +251,15 @@ impl Units {
     }
 }
 
+/// Of one row, all but the side path, which comes after all products: between them it would keep the memory waiting.
+///
 /// # Safety
 /// No one else writes these features of these rows of the product's output.
 unsafe fn product_tiles(
     shared: &Shared,
     scratch: &mut Scratch,
     product: &Product,
+    index: usize,
     side: Option<&SideTarget>,
     tiles: Range<usize>,
     rows: Range<usize>,
@@ -235,8 +272,9 @@ unsafe fn product_tiles(
         let out = unsafe { out.slice(range.start, range.len()) };
         shared.gemv(product.weight, side, range.clone(), out, scratch.worker);
         if let Some(bias) = product.bias {
-            out.iter_mut().zip(&bias[range]).for_each(|(out, bias)| *out += bias);
+            out.iter_mut().zip(&bias[range.clone()]).for_each(|(out, bias)| *out += bias);
         }
+        scratch.note(index, range);
         return;
     }
     let mut block = Block::default();
@@ -258,6 +296,8 @@ unsafe fn product_tiles(
     }
 }
 
+/// Of one row, only both products: the gates to `out`, the others to `scratch.ups`.
+///
 /// # Safety
 /// No one else writes these features of these rows of `out`.
 unsafe fn gated_tiles(
@@ -273,18 +313,15 @@ unsafe fn gated_tiles(
     let features = gate.rows();
     let activate = shared.kernels.ops.gate(activation);
     if shared.rows == 1 {
-        let end = (tiles.end * TILE).min(features);
-        for first in (tiles.start * TILE..end).step_by(GEMV_STEP) {
-            let range = first..(first + GEMV_STEP).min(end);
-            let mut ups = [0.0; GEMV_STEP];
-            let ups = &mut ups[..range.len()];
-            // SAFETY: the caller's promise.
-            let out = unsafe { out.slice(first, range.len()) };
-            shared.gemv(gate, side[0], range.clone(), out, scratch.worker);
-            shared.gemv(up, side[1], range, ups, scratch.worker);
-            // SAFETY: `kernels` proves the instruction set.
-            unsafe { activate(out, ups) };
+        let range = tiles.start * TILE..(tiles.end * TILE).min(features);
+        // SAFETY: the caller's promise.
+        let out = unsafe { out.slice(range.start, range.len()) };
+        if scratch.ups.len() < features {
+            scratch.ups.resize(features, 0.0);
         }
+        shared.gemv(gate, side[0], range.clone(), out, scratch.worker);
+        shared.gemv(up, side[1], range.clone(), &mut scratch.ups[range.clone()], scratch.worker);
+        scratch.note(0, range);
         return;
     }
     let (mut gates, mut ups) = (Block::default(), Block::default());
@@ -311,6 +348,8 @@ impl Shared<'_> {
     /// What a worker does first in a region.
     fn start(&self, scratch: &mut Scratch, worker: usize) {
         scratch.worker = worker;
+        // A panic may have left some.
+        scratch.done.clear();
         if let Some(lone_row) = &self.lone_row {
             lone_row.prefetch(worker);
         }
@@ -381,7 +420,7 @@ impl Shared<'_> {
         block[0]
     }
 
-    /// `out = W[features, ..] · x`, with the side path, for an input of one row; with one, the range starts at a tile.
+    /// `out = W[features, ..] · x` for an input of one row; then parts of `a·x`, if any are left.
     fn gemv(
         &self,
         weight: &QMatrix,
@@ -390,9 +429,8 @@ impl Shared<'_> {
         out: &mut [f32],
         worker: usize,
     ) {
-        let tiles = features.start / TILE..features.end.div_ceil(TILE);
         if let Some(side) = side {
-            side.prefetch(tiles.clone());
+            side.prefetch(tiles(&features));
         }
         let size = weight.row_size_bytes();
         let weights = weight.bytes()[features.start * size..features.end * size].as_ptr();
@@ -406,22 +444,33 @@ impl Shared<'_> {
                 (ops.gemv)(block_type)(weights, size, x, out);
             }
         }
-        if let (Some(side), Some(lone_row)) = (side, &self.lone_row) {
-            let ax = lone_row.input(worker, side, |panel, part| self.reduce_part(lone_row.a(), panel, part));
-            let (whole, rest) = out.as_chunks_mut::<TILE>();
-            let whole_tiles = tiles.start..tiles.start + whole.len();
-            // SAFETY: `kernels` proves the instruction set; tiles and pairs of ranks are as many on both sides.
-            unsafe {
-                (ops.side_rows)(side.tiles(whole_tiles), ax, whole);
-                if !rest.is_empty() {
-                    let mut last = [[0.0; TILE]];
-                    last[0][..rest.len()].copy_from_slice(rest);
-                    (ops.side_rows)(side.tiles(tiles.end - 1..tiles.end), ax, &mut last);
-                    rest.copy_from_slice(&last[0][..rest.len()]);
-                }
+        if let Some(lone_row) = &self.lone_row {
+            lone_row.compute(worker, |panel, part| self.reduce_part(lone_row.a(), panel, part));
+        }
+    }
+
+    /// `out += b[features, ..] · a·x` for an input of one row; the range starts at a tile.
+    fn add_side(&self, side: &SideTarget, features: Range<usize>, out: &mut [f32]) {
+        let Some(lone_row) = &self.lone_row else { return };
+        let (ops, ax, tiles) = (self.kernels.ops, lone_row.wait(side), tiles(&features));
+        let (whole, rest) = out.as_chunks_mut::<TILE>();
+        let whole_tiles = tiles.start..tiles.start + whole.len();
+        // SAFETY: `kernels` proves the instruction set; tiles and pairs of ranks are as many on both sides.
+        unsafe {
+            (ops.side_rows)(side.tiles(whole_tiles), ax, whole);
+            if !rest.is_empty() {
+                let mut last = [[0.0; TILE]];
+                last[0][..rest.len()].copy_from_slice(rest);
+                (ops.side_rows)(side.tiles(tiles.end - 1..tiles.end), ax, &mut last);
+                rest.copy_from_slice(&last[0][..rest.len()]);
             }
         }
     }
+}
+
+/// The tiles that hold `features`.
+fn tiles(features: &Range<usize>) -> Range<usize> {
+    features.start / TILE..features.end.div_ceil(TILE)
 }
 
 /// A tile of a weight, unpacked into a worker's scratch memory.

@@ -11,9 +11,8 @@ use crate::quant::{BlockType, QMatrix, WeightBytes, quantize};
 
 /// LoRA pairs whose targets share one input, ready to run beside the matrix product: `y += scale · b·(a·x)`.
 ///
-/// The `a` of all pairs are one matrix, unpacked as the instruction set wants it, so that `a·x` is computed once; `b` is
-/// stored in the order in which the products write their outputs. Both have 8 bits per value and one step per row: the delta is kept to within 1% of
-/// its size, and a decoded token reads half of what f16 would cost.
+/// The `a` of all pairs are one matrix, so that `a·x` is computed once; `b` lies in the order in which products write
+/// their outputs. Both have 8 bits per value and one step per row, which keeps the delta to within 1% of its size.
 pub struct SidePath {
     /// `[Σ rank, in]`
     pub(super) a: Panels,
@@ -37,7 +36,8 @@ pub(super) struct SideTarget {
     steps: Kept<f32>,
 }
 
-/// Some times 16 outputs of a target: `scale · b[o, r] = steps[o / 16][o % 16] · codes[o / 16 · rank / 2 + r / 2][o % 16][r % 2]`.
+/// Some tiles of 16 outputs of a target. Of output `o` of a tile and rank `r`, `scale · b[o, r]` is
+/// `steps[o] · codes[r / 2][2 · o + r % 2]`.
 #[derive(Clone, Copy)]
 pub(super) struct SideTiles<'a> {
     /// `[tiles, rank / 2, 16, 2]`
@@ -111,7 +111,7 @@ impl SideTarget {
             let tile = &mut codes[output / TILE * pairs * 2 * TILE..][..pairs * 2 * TILE];
             for (pair, values) in row.chunks(2).enumerate() {
                 for (index, value) in values.iter().enumerate() {
-                    tile[(pair * TILE + output % TILE) * 2 + index] = round(value * inverse);
+                    tile[(pair * TILE + output % TILE) * 2 + index] = round(value * inverse) as i8;
                 }
             }
         }
@@ -164,7 +164,7 @@ fn quantize_rows(values: &[f32], cols: usize, out: &mut [u8]) {
         for (values, block) in row.chunks_exact(32).zip(blocks) {
             block[..2].copy_from_slice(&step.to_le_bytes());
             for (value, code) in values.iter().zip(&mut block[2..]) {
-                *code = round(value * inverse) as u8;
+                *code = round(value * inverse) as i8 as u8;
             }
         }
     }
@@ -173,10 +173,10 @@ fn quantize_rows(values: &[f32], cols: usize, out: &mut [u8]) {
 /// Largest code of `a` and `b`.
 const CODE_MAX: f32 = 127.0;
 
-/// The nearest whole number from -127 to 127.
-fn round(value: f32) -> i8 {
+/// The nearest whole number, of those that fit.
+fn round(value: f32) -> i16 {
     // Adding 1.5 · 2²³ rounds to the nearest whole number, which is then in the low bits; `f32::round` is a call.
-    (value + 12_582_912.0).to_bits() as i8
+    (value + 12_582_912.0).to_bits() as i16
 }
 
 /// Rounds one target's `a·x` to pairs of 16-bit codes; the step.
@@ -188,7 +188,7 @@ pub(super) fn round_input(ax: &[f32], codes: &mut [[i16; 2]]) -> f32 {
     let step = largest / code_max;
     let inverse = if step >= f32::MIN_POSITIVE { 1.0 / step } else { 0.0 };
     for (ax, codes) in ax.chunks(2).zip(codes) {
-        let code = |index: usize| ax.get(index).map_or(0, |value| (value * inverse).round_ties_even() as i16);
+        let code = |index: usize| ax.get(index).map_or(0, |value| round(value * inverse));
         *codes = [code(0), code(1)];
     }
     step
