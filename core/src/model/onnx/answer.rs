@@ -6,8 +6,6 @@
 
 use std::sync::Arc;
 
-use ndarray::Array2;
-
 use super::Onnx;
 use super::side_path::OnnxLora;
 use crate::lora::{LayerLora, LoraPair, Target};
@@ -61,13 +59,9 @@ fn on_cpu(decoder: &Decoder<Onnx>, backend: Arc<Cpu>) -> Decoder<Cpu> {
 /// The pairs as they are bound: the scale is in `b` already.
 fn pairs(lora: &OnnxLora) -> LayerLora {
     let mut layer = LayerLora::default();
-    for (pair, target) in lora.pairs.iter().zip(Target::ALL) {
+    for (pair, target) in lora.pairs().iter().zip(Target::ALL) {
         let Some([a, b]) = pair else { continue };
-        let [a, b] = [a, b].map(|tensor| {
-            let (shape, values) = tensor.extract_tensor();
-            let shape = (shape[0] as usize, shape[1] as usize);
-            Array2::from_shape_vec(shape, values.to_vec()).expect("a tensor has as many values as its shape says")
-        });
+        let [a, b] = [a, b].map(|factor| factor.values().to_owned());
         *layer.pair_mut(target) = Some(LoraPair { a, b });
     }
     layer

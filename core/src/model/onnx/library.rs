@@ -7,6 +7,7 @@ use ort::LoadDynamicError;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 
+use super::memory;
 use crate::{Error, Result};
 
 /// The library is the process's, and ONNX Runtime allows one environment in it, so this is the process's too.
@@ -35,6 +36,9 @@ pub(super) fn environment(path: Option<&Path>) -> Result<Environment> {
         .build()
         .map_err(failed)?;
     environment.set_log_level(LogLevel::Warning);
+    if let Err(error) = memory::register(&environment) {
+        log::warn!("weights stay out of huge pages: {error}");
+    }
     log::info!("ONNX Runtime from {}: {}", wanted.display(), ort::info());
     *place = Some((wanted, environment.clone()));
     Ok(environment)

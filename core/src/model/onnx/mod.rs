@@ -16,6 +16,7 @@ mod genai_config;
 mod graph;
 mod input;
 mod library;
+mod memory;
 mod proto;
 mod provider;
 mod record;

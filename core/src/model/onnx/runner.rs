@@ -26,6 +26,9 @@ const PREFILL_ROWS: usize = 128;
 /// Rows per run where every row's logits are wanted: a vocabulary of 262,144 takes 1 MiB each.
 const LOGIT_ROWS: usize = 32;
 
+/// Runs in which a pack's pairs are moved to where tokens read them fastest.
+const STEPS_TO_KEEP: usize = 8;
+
 /// A sequence on a session.
 pub(super) struct OnnxRunner {
     loaded: Arc<Loaded>,
@@ -37,6 +40,8 @@ pub(super) struct OnnxRunner {
     cache: Box<dyn Cache>,
     /// The pairs that are bound: their memory is read by every run. Two while others take their place.
     bound: Vec<Arc<[OnnxLora]>>,
+    /// Layers of which the pairs that are bound are in huge pages.
+    kept_layers: usize,
     capacity: usize,
     len: usize,
     logits: Vec<f32>,
@@ -70,6 +75,7 @@ impl OnnxRunner {
             logit_start: (wiring.logit_rows == RowsWithLogits::FromStart).then(|| Input::new(&start())),
             cache: cache::cache(wiring, capacity),
             bound: Vec::new(),
+            kept_layers: 0,
             capacity,
             len: 0,
             logits: Vec::new(),
@@ -107,7 +113,7 @@ impl OnnxRunner {
         }
         for (layer, shapes) in wires.iter().enumerate() {
             for (index, (target, shape)) in Target::ALL.into_iter().zip(shapes).enumerate() {
-                let pair = lora.as_ref().and_then(|lora| lora[layer].pairs[index].as_ref());
+                let pair = lora.as_ref().and_then(|lora| lora[layer].pairs()[index].as_ref());
                 match (pair, *shape) {
                     (None, None) => continue,
                     (Some(_), None) => {
@@ -115,20 +121,37 @@ impl OnnxRunner {
                     }
                     // The graph's own zeros are there until something else is bound.
                     (None, Some(_)) if !has_pairs => continue,
-                    (None, Some([rows, cols])) => self.bind_pair(layer, target, &zeros(rows, cols)?)?,
-                    (Some(pair), Some(shape)) => {
-                        let dims = |part: usize| (pair[part].shape()[0] as usize, pair[part].shape()[1] as usize);
-                        check_pair(layer, target, shape, [dims(0), dims(1)])?;
-                        self.bind_pair(layer, target, pair)?;
+                    (None, Some([rows, cols])) => {
+                        let [a, b] = zeros(rows, cols)?;
+                        self.bind_pair(layer, target, [&a, &b])?;
+                    }
+                    (Some([a, b]), Some(shape)) => {
+                        check_pair(layer, target, shape, [a.values().dim(), b.values().dim()])?;
+                        self.bind_pair(layer, target, [&a.tensor, &b.tensor])?;
                     }
                 }
             }
         }
         self.bound.drain(..replaced);
+        self.kept_layers = lora.map_or(0, |lora| lora.iter().take_while(|layer| layer.is_kept()).count());
         Ok(())
     }
 
-    fn bind_pair(&mut self, layer: usize, target: Target, pair: &[Tensor<f32>; 2]) -> Result<()> {
+    /// Moves the pairs of some layers into huge pages: with all of a pack's, a switch to it would wait for that.
+    fn keep_pairs(&mut self) -> Result<()> {
+        let Some(lora) = self.bound.last().filter(|lora| self.kept_layers < lora.len()).cloned() else { return Ok(()) };
+        let layers = self.kept_layers..lora.len().min(self.kept_layers + lora.len().div_ceil(STEPS_TO_KEEP));
+        self.kept_layers = layers.end;
+        for layer in layers {
+            for (pair, target) in lora[layer].keep()?.iter().zip(Target::ALL) {
+                let Some([a, b]) = pair else { continue };
+                self.bind_pair(layer, target, [&a.tensor, &b.tensor])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bind_pair(&mut self, layer: usize, target: Target, pair: [&Tensor<f32>; 2]) -> Result<()> {
         for (part, values) in ["a", "b"].into_iter().zip(pair) {
             self.binding.bind_input(input_name(layer, target, part), values).map_err(failed)?;
         }
@@ -139,6 +162,7 @@ impl OnnxRunner {
     /// gives them.
     fn step(&mut self, ids: &[u32], first: usize) -> Result<()> {
         let (len, total) = (self.len, self.len + ids.len());
+        self.keep_pairs()?;
         let binding = &mut self.binding;
         self.cache.make_room(len, total, binding)?;
         self.ids.set(&[1, ids.len()], ids.iter().map(|id| *id as usize), binding)?;

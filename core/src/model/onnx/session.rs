@@ -107,6 +107,9 @@ impl SessionSource {
             .with_intra_threads(self.threads)
             .map_err(failed)?
             .with_config_entry(DATA_FOLDER_KEY, folder.as_ref())
+            .map_err(failed)?
+            // The one that puts weights into huge pages.
+            .with_env_allocators()
             .map_err(failed)?;
         for (name, value) in values {
             builder = builder.with_external_initializer(name, value.clone()).map_err(failed)?;
