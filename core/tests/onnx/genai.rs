@@ -196,12 +196,12 @@ fn a_foreign_graph_with_inputs_for_pairs_runs_a_side_path() {
     let foreign = GenaiModel::open(folder.path(), &options(), Some(2)).unwrap();
     let side_path = foreign.side_path(&Arc::new(lora)).unwrap();
     let mut runner = foreign.runner(16, Some(side_path.clone())).unwrap();
-    assert_close("with", &forward(&mut *runner, &ids, LogitRows::Last), &with_pack, 1e-4);
+    assert_close("with", &forward(&mut *runner, &ids, LogitRows::Last), &with_pack, 1e-3);
     // The same sequence goes on without the pack, and with it again.
     assert!(foreign.put_into(None, &mut *runner));
     assert_close("without", &forward(&mut *runner, &ids, LogitRows::Last), &without, 1e-4);
     assert!(foreign.put_into(Some(side_path), &mut *runner));
-    assert_close("again", &forward(&mut *runner, &ids, LogitRows::Last), &with_pack, 1e-4);
+    assert_close("again", &forward(&mut *runner, &ids, LogitRows::Last), &with_pack, 1e-3);
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use super::Onnx;
 use super::side_path::OnnxLora;
-use crate::lora::{LayerLora, LoraPair, Target};
 use crate::model::answer::Answer;
 use crate::model::backend::Backend;
 use crate::model::cpu::{Cpu, CpuLora, CpuOptions};
@@ -24,7 +23,7 @@ pub(super) fn answer(
     let threads = Some(decoder.backend.sessions()?.threads());
     let cpu = Arc::new(Cpu::new(&CpuOptions { threads, ..CpuOptions::default() })?);
     let lora =
-        lora.map(|lora| lora.iter().map(|layer| cpu.lora(&pairs(layer), 1.0)).collect::<Result<Arc<[CpuLora]>>>());
+        lora.map(|lora| lora.iter().map(|layer| cpu.lora(&layer.floats(), 1.0)).collect::<Result<Arc<[CpuLora]>>>());
     Cpu::answer(&Arc::new(on_cpu(decoder, cpu)), lora.transpose()?.as_ref(), ids, cancel)
 }
 
@@ -54,15 +53,4 @@ fn on_cpu(decoder: &Decoder<Onnx>, backend: Arc<Cpu>) -> Decoder<Cpu> {
         output_norm: decoder.output_norm.clone(),
         head: decoder.head.clone(),
     }
-}
-
-/// The pairs as they are bound: the scale is in `b` already.
-fn pairs(lora: &OnnxLora) -> LayerLora {
-    let mut layer = LayerLora::default();
-    for (pair, target) in lora.pairs().iter().zip(Target::ALL) {
-        let Some([a, b]) = pair else { continue };
-        let [a, b] = [a, b].map(|factor| factor.values().to_owned());
-        *layer.pair_mut(target) = Some(LoraPair { a, b });
-    }
-    layer
 }

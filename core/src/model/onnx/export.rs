@@ -11,6 +11,7 @@ use prost::Message;
 use super::folder::{ACTIVATIONS_KEY, DATA_FILE, GRAPH_FILE, MODEL_DIGEST_KEY, MODEL_FILE, POSITIONS_KEY};
 use super::graph::{Data, Graph, Initializer};
 use super::proto::{Entry, Tensor};
+use super::side_path::PairInputs;
 use super::weight::{self, Part};
 use super::{Activations, Onnx, record};
 use crate::atomic_file::write_atomically;
@@ -65,7 +66,7 @@ pub fn export_onnx(model: impl AsRef<Path>, folder: impl AsRef<Path>, options: &
         let reason = format!("{positions} is not between 1 and the model's {trained}");
         return Err(Error::InvalidOption { option: "context_length", reason });
     }
-    let graph = record::record(&decoder, positions, options.side_path)?;
+    let graph = record::record(&decoder, positions, options.side_path.then_some(PairInputs::Tensors))?;
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let metadata = [
         (MODEL_DIGEST_KEY, file.digest().to_string()),

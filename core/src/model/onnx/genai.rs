@@ -13,7 +13,7 @@ use super::genai_config::{CONFIG_FILE, GenaiConfig, ModelSection, OneOrMore, of_
 use super::proto::{Extent, Graph, TensorType, ValueInfo};
 use super::runner::OnnxRunner;
 use super::session::{Loaded, SessionSource};
-use super::side_path::{OnnxLora, input_name};
+use super::side_path::{OnnxLora, PairInputs, input_name};
 use super::wiring::{CacheWires, Integers, LOGIT_START, RowsWithLogits, Wiring};
 use super::{OnnxOptions, thread_count};
 use crate::lora::{LoraSet, Target};
@@ -204,6 +204,7 @@ impl<'a> Wires<'a> {
             cache_type: self.floats(&cache[0].past, self.input(&cache[0].past)?)?,
             cache,
             appends_in_place: config.search.past_present_share_buffer,
+            pair_inputs: PairInputs::Tensors,
             side_path: (0..layer_count).map(|layer| Target::ALL.map(|target| self.pair(layer, target))).collect(),
             vocab_size,
             positions_max: config.model.context_length,

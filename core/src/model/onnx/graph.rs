@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::Activations;
 use super::proto::{
-    Attribute, AttributeType, DataType, Dimension, Entry, Extent, IR_VERSION, MICROSOFT, Model, Node, OPSET, Opset,
-    Shape, Tensor, TensorType, Type, ValueInfo,
+    Attribute, AttributeType, DataType, Dimension, Entry, Extent, IR_VERSION, MICROSOFT, Model, Node, OPSET, OWN,
+    Opset, Shape, Tensor, TensorType, Type, ValueInfo,
 };
+use super::side_operator::SIDE_PATH;
+use super::side_path::PairInputs;
 use super::weight::Part;
 use crate::Result;
 use crate::model::config::Rope;
@@ -35,6 +37,8 @@ pub(super) struct Graph {
     ropes: Vec<(Arc<Rope>, [String; 2])>,
     /// How products see their input.
     pub(super) activations: Activations,
+    /// How a side path's pairs come in, if there are inputs for them.
+    pub(super) pair_inputs: Option<PairInputs>,
     /// The layer being written: names begin with it.
     pub(super) layer: Option<usize>,
 }
@@ -122,7 +126,7 @@ impl Graph {
             output: outputs,
             op_type: op_type.to_owned(),
             attribute: attributes.iter().map(attribute).collect(),
-            domain: if is_standard(op_type) { "" } else { MICROSOFT }.to_owned(),
+            domain: domain(op_type).to_owned(),
         });
     }
 
@@ -343,17 +347,19 @@ impl Graph {
             producer_name: "edgeweld".to_owned(),
             producer_version: env!("CARGO_PKG_VERSION").to_owned(),
             graph: Some(graph),
-            opset_import: [("", OPSET), (MICROSOFT, 1)]
+            opset_import: [("", OPSET), (MICROSOFT, 1), (OWN, 1)]
+                .into_iter()
+                .filter(|(domain, _)| *domain != OWN || self.pair_inputs == Some(PairInputs::Table))
                 .map(|(domain, version)| Opset { domain: domain.to_owned(), version })
-                .to_vec(),
+                .collect(),
             metadata: metadata.iter().map(entry).collect(),
             function: Vec::new(),
         })
     }
 }
 
-/// Whether an operator is of the default domain. ONNX Runtime keeps `SimplifiedLayerNormalization` there.
-fn is_standard(op_type: &str) -> bool {
+/// The domain of an operator. ONNX Runtime keeps `SimplifiedLayerNormalization` in the default one.
+fn domain(op_type: &str) -> &'static str {
     const STANDARD: [&str; 19] = [
         "Abs",
         "Add",
@@ -375,7 +381,11 @@ fn is_standard(op_type: &str) -> bool {
         "Tanh",
         "Unsqueeze",
     ];
-    STANDARD.contains(&op_type)
+    match op_type {
+        SIDE_PATH => OWN,
+        _ if STANDARD.contains(&op_type) => "",
+        _ => MICROSOFT,
+    }
 }
 
 fn value_info(name: &str, element: DataType, shape: &[Dim]) -> ValueInfo {

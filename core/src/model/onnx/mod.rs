@@ -22,6 +22,7 @@ mod provider;
 mod record;
 mod runner;
 mod session;
+mod side_operator;
 mod side_path;
 mod weight;
 mod wiring;

@@ -9,6 +9,8 @@ pub(super) const IR_VERSION: i64 = 10;
 pub(super) const OPSET: i64 = 21;
 /// Domain of ONNX Runtime's own operators, always at version 1.
 pub(super) const MICROSOFT: &str = "com.microsoft";
+/// Of our own operators, which no file has.
+pub(super) const OWN: &str = "edgeweld";
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Model {

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::graph::{Attr, Data, Dim, Graph};
 use super::proto::DataType;
 use super::runner::OnnxRunner;
-use super::side_path::{OnnxLora, input_name};
+use super::side_operator::{ATTRIBUTES, SIDE_PATH};
+use super::side_path::{Entry, OnnxLora, PairInputs, TABLE, input_name};
 use super::weight::{Layout, Part, layout};
 use super::wiring::LOGIT_START;
 use super::{Activations, Onnx};
@@ -35,13 +36,18 @@ pub struct Value {
 /// What a recording pass knows of a sequence: how many positions the graph is for.
 pub struct Positions(usize);
 
-/// Writes the graph of `decoder` for up to `positions` tokens; with inputs for a side path if `with_side_path`.
-pub(super) fn record(decoder: &Decoder<Onnx>, positions: usize, with_side_path: bool) -> Result<Graph> {
+/// Writes the graph of `decoder` for up to `positions` tokens; with inputs for a side path if `pair_inputs` says how.
+pub(super) fn record(decoder: &Decoder<Onnx>, positions: usize, pair_inputs: Option<PairInputs>) -> Result<Graph> {
     let backend = &*decoder.backend;
     let mut sequence = backend.sequence(&decoder.config.attention, positions)?;
     let side_path: Vec<OnnxLora> = decoder.layers.iter().map(|_| OnnxLora::default()).collect();
     let h = decoder.embed(&[0])?;
-    let h = decoder.hidden(h, &mut sequence, with_side_path.then_some(&side_path[..]), &CancelToken::new())?;
+    h.graph().pair_inputs = pair_inputs;
+    if pair_inputs == Some(PairInputs::Table) {
+        let shape = [decoder.config.layer_count(), Target::ALL.len(), size_of::<Entry>() / size_of::<i64>()];
+        h.graph().input(TABLE, DataType::Int64, &shape.map(Dim::Fixed));
+    }
+    let h = decoder.hidden(h, &mut sequence, pair_inputs.map(|_| &side_path[..]), &CancelToken::new())?;
     let logits = decoder.logits(&backend.rows(&h, 0..1)?)?;
     let shape = [Dim::Named("batch"), Dim::Named("logit_rows"), Dim::Fixed(decoder.config.vocab_size)];
     let mut graph = logits.graph();
@@ -111,18 +117,35 @@ impl Value {
         self.with(name)
     }
 
-    /// Products of weights that share their input: one node, split later, where all have one layout.
-    fn products<const N: usize>(&self, packed: &str, weights: [(&str, &QMatrix); N]) -> [Self; N] {
+    /// Products of weights that share their input: one node, split later, where all have one layout. `with` goes on with
+    /// those of some of the weights.
+    fn products<const N: usize>(
+        &self,
+        packed: &str,
+        weights: [(&str, &QMatrix); N],
+        with: impl Fn(Self, Range<usize>) -> Self,
+    ) -> [Self; N] {
         let layouts = weights.map(|(_, weight)| layout(weight.block_type()));
         if N == 1 || layouts.iter().any(|layout| *layout != layouts[0]) {
-            return weights.map(|(role, weight)| self.product(role, &[weight]));
+            let one = |index: usize| with(self.product(weights[index].0, &[weights[index].1]), index..index + 1);
+            return std::array::from_fn(one);
         }
-        let packed = self.product(packed, &weights.map(|(_, weight)| weight));
+        let packed = with(self.product(packed, &weights.map(|(_, weight)| weight)), 0..N);
         let names = self.graph().unpack(&packed.name, weights.map(|(role, weight)| (role, weight.rows())));
         names.map(|name| self.with(name))
     }
 
-    /// `y + b·(a·x)` with the pair from the graph's inputs.
+    /// `y + b·(a·x)` of targets whose outputs are stacked, by our operator.
+    fn own_side_path(&self, y: &Self, targets: Range<usize>) -> Self {
+        let mut graph = self.graph();
+        let values = [graph.layer.unwrap_or_default(), targets.start, targets.len()].map(Attr::Int);
+        let attributes: Vec<_> = ATTRIBUTES.into_iter().zip(values).collect();
+        let sum = graph.node(SIDE_PATH, "with_side_path", &[&self.name, &y.name, TABLE], &attributes);
+        drop(graph);
+        self.with(sum)
+    }
+
+    /// `y + b·(a·x)` with the pair from the graph's inputs, by standard operators.
     fn side_path(&self, y: Self, target: Target, weight: &QMatrix) -> Self {
         let mut graph = self.graph();
         let layer = graph.layer.unwrap_or_default();
@@ -294,7 +317,7 @@ impl Backend for Onnx {
             (_, Some(_)) => ["o_proj"; N],
             (_, None) => ["lm_head"; N],
         };
-        let products = x.products("qkv_proj", std::array::from_fn(|index| (roles[index], weights[index])));
+        let products = x.products("qkv_proj", std::array::from_fn(|index| (roles[index], weights[index])), |y, _| y);
         if biases.iter().all(Option::is_none) {
             return Ok(products);
         }
@@ -380,10 +403,16 @@ impl Backend for Onnx {
         lora: Option<&OnnxLora>,
     ) -> Result<Value> {
         let weights = [(Target::Gate, gate), (Target::Up, up)];
-        let products = x.products("gate_up_proj", weights.map(|(target, weight)| (target.name(), weight)));
-        let mut targets = products.into_iter().zip(weights).map(|(y, (target, weight))| match lora {
-            Some(_) => x.side_path(y, target, weight),
-            None => y,
+        let pairs = lora.and(x.graph().pair_inputs);
+        // `gate` and `up` are the first two of `Target::ALL`, `down` is the third.
+        let with = |y, some: Range<usize>| match pairs {
+            Some(PairInputs::Table) => x.own_side_path(&y, some),
+            _ => y,
+        };
+        let products = x.products("gate_up_proj", weights.map(|(target, weight)| (target.name(), weight)), with);
+        let mut targets = products.into_iter().zip(weights).map(|(y, (target, weight))| match pairs {
+            Some(PairInputs::Tensors) => x.side_path(y, target, weight),
+            _ => y,
         });
         let [gate, up] = std::array::from_fn(|_| targets.next().expect("two products"));
         let gate = match activation {
@@ -396,7 +425,12 @@ impl Backend for Onnx {
 
     fn ffn_out(&self, x: &Value, down: &QMatrix, lora: Option<&OnnxLora>) -> Result<Value> {
         let y = x.product(Target::Down.name(), &[down]);
-        let y = if lora.is_some() { x.side_path(y, Target::Down, down) } else { y };
+        let pairs = lora.and(x.graph().pair_inputs);
+        let y = match pairs {
+            Some(PairInputs::Table) => x.own_side_path(&y, 2..3),
+            Some(PairInputs::Tensors) => x.side_path(y, Target::Down, down),
+            None => y,
+        };
         let mut graph = x.graph();
         graph.layer = graph.layer.map(|layer| layer + 1);
         drop(graph);

@@ -14,7 +14,7 @@ use super::input::Input;
 use super::library::failed;
 use super::provider::run_failed;
 use super::session::Loaded;
-use super::side_path::{OnnxLora, input_name};
+use super::side_path::{Entry, Factor, OnnxLora, PairInputs, Pairs, TABLE, input_name};
 use super::wiring::{Integers, LOGIT_START, RowsWithLogits, check_pair};
 use crate::lora::Target;
 use crate::model::cpu::check_ids;
@@ -38,6 +38,8 @@ pub(super) struct OnnxRunner {
     positions: Option<Input>,
     logit_start: Option<Input>,
     cache: Box<dyn Cache>,
+    /// Where the graph finds the pairs, if it has a table of them.
+    table: Option<Tensor<i64>>,
     /// The pairs that are bound: their memory is read by every run. Two while others take their place.
     bound: Vec<Arc<[OnnxLora]>>,
     /// Layers of which the pairs that are bound are in huge pages.
@@ -74,6 +76,7 @@ impl OnnxRunner {
             positions: wiring.positions.as_ref().map(Input::new),
             logit_start: (wiring.logit_rows == RowsWithLogits::FromStart).then(|| Input::new(&start())),
             cache: cache::cache(wiring, capacity),
+            table: None,
             bound: Vec::new(),
             kept_layers: 0,
             capacity,
@@ -82,6 +85,13 @@ impl OnnxRunner {
             out: None,
             loaded,
         };
+        let wiring = &runner.loaded.wiring;
+        if wiring.pair_inputs == PairInputs::Table && wiring.has_side_path() {
+            let shape = [wiring.side_path.len(), Target::ALL.len(), size_of::<Entry>() / size_of::<i64>()];
+            let table = Tensor::from_array((shape, vec![0_i64; shape.iter().product()])).map_err(failed)?;
+            runner.binding.bind_input(TABLE, &table).map_err(failed)?;
+            runner.table = Some(table);
+        }
         runner.put_in(lora)?;
         Ok(runner)
     }
@@ -97,43 +107,63 @@ impl OnnxRunner {
     /// [`Error::TargetMissing`], [`Error::PackNeedsInput`], [`Error::ShapeMismatch`] for pairs the graph has no inputs for.
     pub(super) fn put_in(&mut self, lora: Option<Arc<[OnnxLora]>>) -> Result<()> {
         self.len = 0;
-        let has_pairs = !self.bound.is_empty();
-        if lora.is_none() && !has_pairs {
+        if lora.is_none() && self.bound.is_empty() {
             return Ok(());
+        }
+        if let Some(lora) = &lora {
+            self.check(lora)?;
         }
         let replaced = self.bound.len();
         self.bound.extend(lora.clone());
-        let loaded = self.loaded.clone();
-        let wires = &loaded.wiring.side_path;
-        if let Some(lora) = &lora
-            && lora.len() != wires.len()
-        {
-            let target = format!("layer {} of a model of {} layers", lora.len().max(wires.len()) - 1, wires.len());
-            return Err(Error::TargetMissing { target });
-        }
-        for (layer, shapes) in wires.iter().enumerate() {
-            for (index, (target, shape)) in Target::ALL.into_iter().zip(shapes).enumerate() {
-                let pair = lora.as_ref().and_then(|lora| lora[layer].pairs()[index].as_ref());
-                match (pair, *shape) {
-                    (None, None) => continue,
-                    (Some(_), None) => {
-                        return Err(Error::PackNeedsInput { input: input_name(layer, target, "a") });
-                    }
-                    // The graph's own zeros are there until something else is bound.
-                    (None, Some(_)) if !has_pairs => continue,
-                    (None, Some([rows, cols])) => {
-                        let [a, b] = zeros(rows, cols)?;
-                        self.bind_pair(layer, target, [&a, &b])?;
-                    }
-                    (Some([a, b]), Some(shape)) => {
-                        check_pair(layer, target, shape, [a.values().dim(), b.values().dim()])?;
-                        self.bind_pair(layer, target, [&a.tensor, &b.tensor])?;
-                    }
-                }
-            }
+        for layer in 0..self.loaded.wiring.side_path.len() {
+            self.set_pairs(layer, lora.as_ref().map(|lora| lora[layer].pairs()), replaced > 0)?;
         }
         self.bound.drain(..replaced);
         self.kept_layers = lora.map_or(0, |lora| lora.iter().take_while(|layer| layer.is_kept()).count());
+        Ok(())
+    }
+
+    /// Checks that the graph has inputs for every pair.
+    fn check(&self, lora: &[OnnxLora]) -> Result<()> {
+        let wires = &self.loaded.wiring.side_path;
+        if lora.len() != wires.len() {
+            let target = format!("layer {} of a model of {} layers", lora.len().max(wires.len()) - 1, wires.len());
+            return Err(Error::TargetMissing { target });
+        }
+        for (layer, (lora, shapes)) in lora.iter().zip(wires).enumerate() {
+            for ((pair, shape), target) in lora.pairs().iter().zip(shapes).zip(Target::ALL) {
+                let Some([a, b]) = pair else { continue };
+                let Some(shape) = *shape else {
+                    return Err(Error::PackNeedsInput { input: input_name(layer, target, "a") });
+                };
+                check_pair(layer, target, shape, [a.dim, b.dim])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a layer with these pairs, which are checked and in `bound`; `replaces` others.
+    fn set_pairs(&mut self, layer: usize, pairs: Option<&Pairs>, replaces: bool) -> Result<()> {
+        let pair = |index: usize| pairs.and_then(|pairs| pairs[index].as_ref());
+        if let Some(table) = &mut self.table {
+            let entries: &mut [Entry] = table.extract_tensor_mut().1.as_chunks_mut().0;
+            for (index, entry) in entries[layer * Target::ALL.len()..][..Target::ALL.len()].iter_mut().enumerate() {
+                *entry = pair(index).map_or_else(Entry::default, Factor::entry);
+            }
+            return Ok(());
+        }
+        let shapes = self.loaded.wiring.side_path[layer];
+        for (index, (target, shape)) in Target::ALL.into_iter().zip(shapes).enumerate() {
+            let [a, b] = match (pair(index), shape) {
+                (Some([a, b]), _) => [a.tensor()?, b.tensor()?],
+                (None, Some([rows, cols])) if replaces => zeros(rows, cols)?,
+                // The graph's own zeros are there until something else is bound.
+                _ => continue,
+            };
+            for (part, values) in [("a", a), ("b", b)] {
+                self.binding.bind_input(input_name(layer, target, part), &values).map_err(failed)?;
+            }
+        }
         Ok(())
     }
 
@@ -143,17 +173,8 @@ impl OnnxRunner {
         let layers = self.kept_layers..lora.len().min(self.kept_layers + lora.len().div_ceil(STEPS_TO_KEEP));
         self.kept_layers = layers.end;
         for layer in layers {
-            for (pair, target) in lora[layer].keep()?.iter().zip(Target::ALL) {
-                let Some([a, b]) = pair else { continue };
-                self.bind_pair(layer, target, [&a.tensor, &b.tensor])?;
-            }
-        }
-        Ok(())
-    }
-
-    fn bind_pair(&mut self, layer: usize, target: Target, pair: [&Tensor<f32>; 2]) -> Result<()> {
-        for (part, values) in ["a", "b"].into_iter().zip(pair) {
-            self.binding.bind_input(input_name(layer, target, part), values).map_err(failed)?;
+            let pairs = lora[layer].keep(self.loaded.wiring.pair_inputs)?;
+            self.set_pairs(layer, Some(pairs), true)?;
         }
         Ok(())
     }

@@ -13,9 +13,10 @@ use super::folder::{Folder, POSITIONS_KEY};
 use super::graph::{Data, Initializer};
 use super::library::{environment, failed};
 use super::proto::{self, DataType};
+use super::side_path::PairInputs;
 use super::weight::{self, Part};
 use super::wiring::Wiring;
-use super::{Onnx, OnnxOptions, record};
+use super::{Onnx, OnnxOptions, record, side_operator};
 use crate::Result;
 use crate::model::decoder::Decoder;
 use crate::model::{Provider, ProviderOutcome};
@@ -55,7 +56,7 @@ pub(super) struct Loaded {
 
 impl Loaded {
     fn has_side_path(&self) -> bool {
-        self.wiring.side_path.iter().flatten().any(Option::is_some)
+        self.wiring.has_side_path()
     }
 }
 
@@ -110,6 +111,8 @@ impl SessionSource {
             .map_err(failed)?
             // The one that puts weights into huge pages.
             .with_env_allocators()
+            .map_err(failed)?
+            .with_operators(side_operator::domain(self.threads).map_err(failed)?)
             .map_err(failed)?;
         for (name, value) in values {
             builder = builder.with_external_initializer(name, value.clone()).map_err(failed)?;
@@ -158,7 +161,7 @@ impl Sessions {
     }
 
     fn build(&self, decoder: &Decoder<Onnx>, with_side_path: bool) -> Result<Loaded> {
-        let graph = record::record(decoder, self.positions, with_side_path)?;
+        let graph = record::record(decoder, self.positions, with_side_path.then_some(PairInputs::Table))?;
         let has_merged = graph.weights().any(is_merged);
         let mut values = Vec::new();
         let model = graph.into_model(&[], |initializer| match &initializer.data {

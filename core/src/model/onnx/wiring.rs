@@ -2,7 +2,7 @@
 
 use ort::value::TensorElementType;
 
-use super::side_path::input_name;
+use super::side_path::{PairInputs, input_name};
 use crate::lora::{LoraSet, Target};
 use crate::model::config::Config;
 use crate::{Error, Result};
@@ -27,6 +27,8 @@ pub(super) struct Wiring {
     pub(super) appends_in_place: bool,
     /// `[out, in]` of each layer's targets that have inputs for a pair, in the order of [`Target::ALL`].
     pub(super) side_path: Vec<[Option<[usize; 2]>; 3]>,
+    /// How pairs come in, where there are inputs for them.
+    pub(super) pair_inputs: PairInputs,
     pub(super) vocab_size: usize,
     /// Longest context, in tokens.
     pub(super) positions_max: usize,
@@ -82,9 +84,14 @@ impl Wiring {
             cache_type: TensorElementType::Float32,
             appends_in_place: true,
             side_path: vec![targets; config.layer_count()],
+            pair_inputs: PairInputs::Table,
             vocab_size: config.vocab_size,
             positions_max,
         }
+    }
+
+    pub(super) fn has_side_path(&self) -> bool {
+        self.side_path.iter().flatten().any(Option::is_some)
     }
 
     /// Checks that the graph has inputs for every pair of `lora`, of its shapes.
