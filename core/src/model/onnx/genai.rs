@@ -62,7 +62,7 @@ impl GenaiModel {
         let wiring = wires.wiring(&config)?;
         let quantization = wires.quantization();
         let (session, providers) =
-            SessionSource::new(folder.path.clone(), options, threads)?.load(&folder.bytes, &[])?;
+            SessionSource::new(folder.path.clone(), options, threads)?.load(&folder.bytes, &[], false)?;
         let ModelSection { vocab_size, context_length, .. } = config.model;
         Ok(Self {
             loaded: Arc::new(Loaded { session: Mutex::new(session), wiring, providers }),

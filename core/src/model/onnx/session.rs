@@ -69,7 +69,7 @@ impl SessionSource {
     }
 
     /// The session of an encoded graph, with `values` in the place of constants. Providers that refuse the graph are passed
-    /// over.
+    /// over. Only a graph of our own may use our operators: they trust the addresses they are given.
     ///
     /// # Errors
     /// [`Error::Backend`](crate::Error::Backend) with what ONNX Runtime said.
@@ -77,11 +77,12 @@ impl SessionSource {
         &self,
         graph: &[u8],
         values: &[(String, Arc<DynValue>)],
+        is_own: bool,
     ) -> Result<(Session, Vec<ProviderOutcome>)> {
         let mut outcomes: Vec<_> =
             self.providers.iter().map(|provider| ProviderOutcome { provider: *provider, refusal: None }).collect();
         loop {
-            let mut builder = self.builder(values)?;
+            let mut builder = self.builder(values, is_own)?;
             for outcome in outcomes.iter_mut().filter(|outcome| outcome.refusal.is_none()) {
                 outcome.refusal = outcome.provider.register(&mut builder, self.threads).err();
             }
@@ -101,7 +102,7 @@ impl SessionSource {
         }
     }
 
-    fn builder(&self, values: &[(String, Arc<DynValue>)]) -> Result<SessionBuilder> {
+    fn builder(&self, values: &[(String, Arc<DynValue>)], is_own: bool) -> Result<SessionBuilder> {
         let folder = self.folder.to_string_lossy();
         let mut builder = SessionBuilder::new(&self.environment)
             .map_err(failed)?
@@ -111,9 +112,11 @@ impl SessionSource {
             .map_err(failed)?
             // The one that puts weights into huge pages.
             .with_env_allocators()
-            .map_err(failed)?
-            .with_operators(side_operator::domain(self.threads).map_err(failed)?)
             .map_err(failed)?;
+        if is_own {
+            let operators = side_operator::domain(self.threads).map_err(failed)?;
+            builder = builder.with_operators(operators).map_err(failed)?;
+        }
         for (name, value) in values {
             builder = builder.with_external_initializer(name, value.clone()).map_err(failed)?;
         }
@@ -176,7 +179,7 @@ impl Sessions {
         })?;
         let bytes = model.encode_to_vec();
         drop(model);
-        let (session, providers) = self.source.load(&bytes, &values)?;
+        let (session, providers) = self.source.load(&bytes, &values, true)?;
         let wiring = Wiring::recorded(&decoder.config, self.positions, with_side_path);
         Ok(Loaded { session: Mutex::new(session), wiring, providers })
     }

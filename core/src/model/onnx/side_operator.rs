@@ -93,6 +93,9 @@ impl Kernel for SidePathKernel {
         let pairs =
             entries.iter().enumerate().filter_map(|(index, entry)| unsafe { Pair::new(entry, cols, out, index) });
         let pairs: Vec<Pair> = pairs.collect();
+        if pairs.is_empty() {
+            return Ok(());
+        }
         let threads = self.threads;
         let part = |total: usize, thread: usize| total * thread / threads..total * (thread + 1) / threads;
         if rows == 1 {
