@@ -199,7 +199,7 @@ fn in_turn(options: &Options) -> Result<()> {
         Measure::Prefill(tokens) => (0, tokens, PREFILL_TURNS),
         Measure::Decode(depth) => (depth, DECODE_TURN_TOKENS, DECODE_TURNS),
     };
-    let cpu = Cpu::new(&CpuOptions { threads: Some(options.threads) })?;
+    let cpu = Cpu::new(&CpuOptions { threads: Some(options.threads), ..CpuOptions::default() })?;
     let decoder = decoder(cpu, &GgufFile::open(&options.model)?)?;
     let (vocab, cancel) = (decoder.config.vocab_size as u32, CancelToken::new());
     let mut runners = [None, Some(random_pack(&decoder)?)]
