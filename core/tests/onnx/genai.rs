@@ -128,9 +128,10 @@ fn every_rows_logits_and_a_restored_cache_equal_one_pass() {
     }
 }
 
+/// Of values that f16 has too, since graphs of our own take factors in f16.
 fn lora(layers: usize, hidden: usize, ffn: usize) -> LoraSet {
     let wave =
-        |rows: usize, cols: usize| Array2::from_shape_fn((rows, cols), |(i, j)| ((i * 7 + j * 3) % 11) as f32 / 40.0);
+        |rows: usize, cols: usize| Array2::from_shape_fn((rows, cols), |(i, j)| ((i * 7 + j * 3) % 11) as f32 / 32.0);
     let pair = |out, input| Some(LoraPair { a: wave(4, input), b: wave(out, 4) });
     let layer = || LayerLora { gate: pair(ffn, hidden), up: pair(ffn, hidden), down: pair(hidden, ffn) };
     LoraSet { scale: 0.5, layers: (0..layers).map(|_| layer()).collect() }
@@ -196,12 +197,12 @@ fn a_foreign_graph_with_inputs_for_pairs_runs_a_side_path() {
     let foreign = GenaiModel::open(folder.path(), &options(), Some(2)).unwrap();
     let side_path = foreign.side_path(&Arc::new(lora)).unwrap();
     let mut runner = foreign.runner(16, Some(side_path.clone())).unwrap();
-    assert_close("with", &forward(&mut *runner, &ids, LogitRows::Last), &with_pack, 1e-3);
+    assert_close("with", &forward(&mut *runner, &ids, LogitRows::Last), &with_pack, 1e-4);
     // The same sequence goes on without the pack, and with it again.
     assert!(foreign.put_into(None, &mut *runner));
     assert_close("without", &forward(&mut *runner, &ids, LogitRows::Last), &without, 1e-4);
     assert!(foreign.put_into(Some(side_path), &mut *runner));
-    assert_close("again", &forward(&mut *runner, &ids, LogitRows::Last), &with_pack, 1e-3);
+    assert_close("again", &forward(&mut *runner, &ids, LogitRows::Last), &with_pack, 1e-4);
 }
 
 #[test]
