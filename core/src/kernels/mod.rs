@@ -39,6 +39,8 @@ mod x86;
 pub use activations::{Activations, Input};
 pub use isa::{Isa, Kernels};
 pub use product::Product;
+#[cfg(feature = "onnx")]
+pub(crate) use side_memory::Kept;
 pub use side_memory::SideMemory;
 pub use side_path::SidePath;
 

@@ -1,3 +1,5 @@
+mod side_alone;
+
 use std::cell::RefCell;
 use std::ops::Range;
 

@@ -1,5 +1,4 @@
 use super::Kernels;
-use crate::quant::BlockType;
 
 /// Row operators. All panic if slices that are walked together differ in length.
 impl Kernels {
@@ -8,14 +7,6 @@ impl Kernels {
         assert!(x.len() == weight.len() && x.len() == out.len());
         // SAFETY: `self` proves the instruction set.
         unsafe { (self.ops.rows.rms_norm)(x, weight, epsilon, out) }
-    }
-
-    /// `out = W · x`, with `weights` the rows of a float type.
-    pub fn float_rows(&self, block_type: BlockType, weights: &[u8], x: &[f32], out: &mut [f32]) {
-        let row_size_bytes = x.len() * block_type.block_size_bytes();
-        assert!(block_type.block_len() == 1 && weights.len() == out.len() * row_size_bytes);
-        // SAFETY: `self` proves the instruction set; every row is there.
-        unsafe { (self.ops.float_gemv)(block_type)(weights.as_ptr(), row_size_bytes, x, out) }
     }
 
     /// `gate = activation(gate) · up`

@@ -35,7 +35,7 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 /// Values in a [`SideMemory`], from a cache line on.
-pub(super) struct Kept<T> {
+pub(crate) struct Kept<T> {
     at: NonNull<T>,
     len: usize,
     _block: Arc<Block>,
@@ -48,7 +48,7 @@ unsafe impl<T: Sync> Sync for Kept<T> {}
 
 impl SideMemory {
     /// Copies `values`.
-    pub(super) fn keep<T: Copy>(&self, values: &[T]) -> Kept<T> {
+    pub(crate) fn keep<T: Copy>(&self, values: &[T]) -> Kept<T> {
         const { assert!(align_of::<T>() <= CACHE_LINE_BYTES) }
         let size_bytes = size_of_val(values).next_multiple_of(CACHE_LINE_BYTES);
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -151,6 +151,37 @@ fn a_gated_product_takes_the_side_paths_of_both_its_parts() {
 }
 
 #[test]
+fn a_side_path_alone_adds_what_it_adds_in_its_products() {
+    let pool = ThreadPool::new(2);
+    for (out, cols) in [(72, 96), (40, 72)] {
+        let (gate, up) = (pair(21, out, 7, cols), pair(31, out, 4, cols));
+        let zeros =
+            QMatrix::new(WeightBytes::Owned(vec![0; out * cols * 4].into()), BlockType::F32, out, cols).unwrap();
+        for rows in [1, 11] {
+            let (x, y) = (noise(9, rows * cols), noise(3, rows * out * 3));
+            each_kernel(|kernels| {
+                let side = |pairs: &[_]| SidePath::new(&kernels, &SideMemory::default(), pairs, 0.25).unwrap();
+                let [of_gate, of_up] =
+                    [&gate, &up].map(|pair| product(kernels, &pool, &x, &zeros, Some(&side(&[Some(pair)]))));
+                let all = side(&[Some(&gate), None, Some(&up)]);
+                for targets in [0..3, 1..3] {
+                    let width = targets.len() * out;
+                    let mut sum = y[..rows * width].to_vec();
+                    kernels.add_side_path(&all, targets.clone(), &x, &mut sum);
+                    for (index, (sum, before)) in sum.iter().zip(&y).enumerate() {
+                        let (row, target, feature) = (index / width, targets.start + index % width / out, index % out);
+                        let delta =
+                            [Some(&of_gate), None, Some(&of_up)][target].map_or(0.0, |of| of[row * out + feature]);
+                        let error = (sum - before - delta).abs();
+                        assert!(error < 1e-5, "{kernels:?}, {rows} rows, {targets:?} at {index}: {error}");
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
 fn a_gated_product_equals_its_parts() {
     let pool = ThreadPool::new(2);
     let ((gate, gate_values), (up, _)) = (weight(BlockType::Q4_1, 72, 96), weight(BlockType::Q8_0, 72, 96));

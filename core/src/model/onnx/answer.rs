@@ -22,9 +22,9 @@ pub(super) fn answer(
 ) -> Result<Box<dyn Answer>> {
     let threads = Some(decoder.backend.sessions()?.threads());
     let cpu = Arc::new(Cpu::new(&CpuOptions { threads, ..CpuOptions::default() })?);
-    let lora =
-        lora.map(|lora| lora.iter().map(|layer| cpu.lora(&layer.floats(), 1.0)).collect::<Result<Arc<[CpuLora]>>>());
-    Cpu::answer(&Arc::new(on_cpu(decoder, cpu)), lora.transpose()?.as_ref(), ids, cancel)
+    let of_layer = |layer: &OnnxLora| cpu.lora(layer.pairs(), layer.scale());
+    let lora = lora.map(|lora| lora.iter().map(of_layer).collect::<Result<Arc<[CpuLora]>>>()).transpose()?;
+    Cpu::answer(&Arc::new(on_cpu(decoder, cpu)), lora.as_ref(), ids, cancel)
 }
 
 /// The same weights under the CPU backend: both keep them as the file does.

@@ -13,7 +13,7 @@ use super::genai_config::{CONFIG_FILE, GenaiConfig, ModelSection, OneOrMore, of_
 use super::proto::{Extent, Graph, TensorType, ValueInfo};
 use super::runner::OnnxRunner;
 use super::session::{Loaded, SessionSource};
-use super::side_path::{OnnxLora, PairInputs, input_name};
+use super::side_path::{OnnxLora, PairInputs, PairMemory, input_name};
 use super::wiring::{CacheWires, Integers, LOGIT_START, RowsWithLogits, Wiring};
 use super::{OnnxOptions, thread_count};
 use crate::lora::{LoraSet, Target};
@@ -33,6 +33,7 @@ pub struct GenaiModel {
     special_ids: SpecialIds,
     graph_digest: Digest,
     data_files: Vec<DataFile>,
+    pairs: Arc<PairMemory>,
 }
 
 /// The tokens that the configuration names.
@@ -72,6 +73,7 @@ impl GenaiModel {
             architecture: config.model.kind,
             graph_digest: Digest::of(&folder.bytes),
             data_files: folder.data_files()?,
+            pairs: PairMemory::new(PairInputs::Tensors),
         })
     }
 
@@ -135,8 +137,8 @@ impl GenaiModel {
     /// [`Error::PackNeedsInput`](crate::Error::PackNeedsInput) if the graph has no inputs for a pair,
     /// [`Error::TargetMissing`](crate::Error::TargetMissing), [`Error::ShapeMismatch`](crate::Error::ShapeMismatch).
     pub fn side_path(&self, lora: &Arc<LoraSet>) -> Result<Arc<[OnnxLora]>> {
-        self.loaded.wiring.check_side_path(lora)?;
-        OnnxLora::all(lora)
+        self.loaded.wiring.check_side_path(lora.layers.iter())?;
+        Ok(OnnxLora::all(lora, &self.pairs))
     }
 }
 

@@ -349,7 +349,7 @@ impl Graph {
             graph: Some(graph),
             opset_import: [("", OPSET), (MICROSOFT, 1), (OWN, 1)]
                 .into_iter()
-                .filter(|(domain, _)| *domain != OWN || self.pair_inputs == Some(PairInputs::Table))
+                .filter(|(domain, _)| *domain != OWN || self.pair_inputs == Some(PairInputs::Place))
                 .map(|(domain, version)| Opset { domain: domain.to_owned(), version })
                 .collect(),
             metadata: metadata.iter().map(entry).collect(),

@@ -36,6 +36,7 @@ pub use genai::GenaiModel;
 pub use record::{Positions, Value};
 use session::Sessions;
 pub use side_path::OnnxLora;
+use side_path::{PairInputs, PairMemory};
 
 use super::cpu::{THREADS_MAX, performance_cores};
 use super::decoder::Decoder;
@@ -73,6 +74,7 @@ pub struct Onnx {
     sessions: Option<Sessions>,
     /// What the folder was exported for.
     activations: Activations,
+    pairs: Arc<PairMemory>,
 }
 
 impl Onnx {
@@ -87,7 +89,7 @@ impl Onnx {
         folder.check_names(&names(["input_ids", "attention_mask"]), &names(["logits", "present.0.key"]))?;
         folder.check_model(file)?;
         let activations = folder.activations()?;
-        Ok(Self { sessions: Some(Sessions::new(folder, options, threads)?), activations })
+        Ok(Self { sessions: Some(Sessions::new(folder, options, threads)?), ..Self::recording(activations) })
     }
 
     /// Builds the session of a freshly loaded `decoder`, so that what is wrong with its graph is an error of the load.
@@ -104,7 +106,7 @@ impl Onnx {
     }
 
     fn recording(activations: Activations) -> Self {
-        Self { sessions: None, activations }
+        Self { sessions: None, activations, pairs: PairMemory::new(PairInputs::Place) }
     }
 
     fn sessions(&self) -> Result<&Sessions> {

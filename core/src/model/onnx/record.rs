@@ -8,7 +8,7 @@ use super::graph::{Attr, Data, Dim, Graph};
 use super::proto::DataType;
 use super::runner::OnnxRunner;
 use super::side_operator::{ATTRIBUTES, SIDE_PATH};
-use super::side_path::{Entry, OnnxLora, PairInputs, TABLE, input_name};
+use super::side_path::{OnnxLora, PLACE, PairInputs, Place, input_name};
 use super::weight::{Layout, Part, layout};
 use super::wiring::LOGIT_START;
 use super::{Activations, Onnx};
@@ -40,12 +40,12 @@ pub struct Positions(usize);
 pub(super) fn record(decoder: &Decoder<Onnx>, positions: usize, pair_inputs: Option<PairInputs>) -> Result<Graph> {
     let backend = &*decoder.backend;
     let mut sequence = backend.sequence(&decoder.config.attention, positions)?;
-    let side_path: Vec<OnnxLora> = decoder.layers.iter().map(|_| OnnxLora::default()).collect();
+    let layers = vec![LayerLora::default(); decoder.config.layer_count()];
+    let side_path = backend.side_path(&Arc::new(LoraSet { scale: 1.0, layers }))?;
     let h = decoder.embed(&[0])?;
     h.graph().pair_inputs = pair_inputs;
-    if pair_inputs == Some(PairInputs::Table) {
-        let shape = [decoder.config.layer_count(), Target::ALL.len(), size_of::<Entry>() / size_of::<i64>()];
-        h.graph().input(TABLE, DataType::Int64, &shape.map(Dim::Fixed));
+    if pair_inputs == Some(PairInputs::Place) {
+        h.graph().input(PLACE, DataType::Int64, &[Dim::Fixed(Place::default().len())]);
     }
     let h = decoder.hidden(h, &mut sequence, pair_inputs.map(|_| &side_path[..]), &CancelToken::new())?;
     let logits = decoder.logits(&backend.rows(&h, 0..1)?)?;
@@ -140,7 +140,7 @@ impl Value {
         let mut graph = self.graph();
         let values = [graph.layer.unwrap_or_default(), targets.start, targets.len()].map(Attr::Int);
         let attributes: Vec<_> = ATTRIBUTES.into_iter().zip(values).collect();
-        let sum = graph.node(SIDE_PATH, "with_side_path", &[&self.name, &y.name, TABLE], &attributes);
+        let sum = graph.node(SIDE_PATH, "with_side_path", &[&self.name, &y.name, PLACE], &attributes);
         drop(graph);
         self.with(sum)
     }
@@ -225,11 +225,13 @@ impl Backend for Onnx {
     }
 
     fn lora(&self, layer: &LayerLora, scale: f32) -> Result<OnnxLora> {
-        OnnxLora::new(layer, scale)
+        let lora = OnnxLora::new(layer, scale, &self.pairs);
+        lora.keep();
+        Ok(lora)
     }
 
     fn side_path(&self, lora: &Arc<LoraSet>) -> Result<Arc<[OnnxLora]>> {
-        OnnxLora::all(lora)
+        Ok(OnnxLora::all(lora, &self.pairs))
     }
 
     fn sequence(&self, _: &[AttentionParams], capacity: usize) -> Result<Positions> {
@@ -406,7 +408,7 @@ impl Backend for Onnx {
         let pairs = lora.and(x.graph().pair_inputs);
         // `gate` and `up` are the first two of `Target::ALL`, `down` is the third.
         let with = |y, some: Range<usize>| match pairs {
-            Some(PairInputs::Table) => x.own_side_path(&y, some),
+            Some(PairInputs::Place) => x.own_side_path(&y, some),
             _ => y,
         };
         let products = x.products("gate_up_proj", weights.map(|(target, weight)| (target.name(), weight)), with);
@@ -427,7 +429,7 @@ impl Backend for Onnx {
         let y = x.product(Target::Down.name(), &[down]);
         let pairs = lora.and(x.graph().pair_inputs);
         let y = match pairs {
-            Some(PairInputs::Table) => x.own_side_path(&y, 2..3),
+            Some(PairInputs::Place) => x.own_side_path(&y, 2..3),
             Some(PairInputs::Tensors) => x.side_path(y, Target::Down, down),
             None => y,
         };

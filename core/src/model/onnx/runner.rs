@@ -14,8 +14,8 @@ use super::input::Input;
 use super::library::failed;
 use super::provider::run_failed;
 use super::session::Loaded;
-use super::side_path::{Entry, Factor, OnnxLora, PairInputs, Pairs, TABLE, input_name};
-use super::wiring::{Integers, LOGIT_START, RowsWithLogits, check_pair};
+use super::side_path::{OnnxLora, PLACE, PairInputs, Place, input_name, tensor};
+use super::wiring::{Integers, LOGIT_START, RowsWithLogits};
 use crate::lora::Target;
 use crate::model::cpu::check_ids;
 use crate::model::runner::{LogitRows, Runner};
@@ -26,7 +26,7 @@ const PREFILL_ROWS: usize = 128;
 /// Rows per run where every row's logits are wanted: a vocabulary of 262,144 takes 1 MiB each.
 const LOGIT_ROWS: usize = 32;
 
-/// Runs in which a pack's pairs are moved to where tokens read them fastest.
+/// Runs in which a pack's tensors are put where tokens read them fastest.
 const STEPS_TO_KEEP: usize = 8;
 
 /// A sequence on a session.
@@ -38,11 +38,11 @@ pub(super) struct OnnxRunner {
     positions: Option<Input>,
     logit_start: Option<Input>,
     cache: Box<dyn Cache>,
-    /// Where the graph finds the pairs, if it has a table of them.
-    table: Option<Tensor<i64>>,
+    /// Where the pairs are, if the graph asks for that.
+    place: Option<Tensor<i64>>,
     /// The pairs that are bound: their memory is read by every run. Two while others take their place.
     bound: Vec<Arc<[OnnxLora]>>,
-    /// Layers of which the pairs that are bound are in huge pages.
+    /// Layers of which the tensors that are bound are where tokens read them fastest.
     kept_layers: usize,
     capacity: usize,
     len: usize,
@@ -76,7 +76,7 @@ impl OnnxRunner {
             positions: wiring.positions.as_ref().map(Input::new),
             logit_start: (wiring.logit_rows == RowsWithLogits::FromStart).then(|| Input::new(&start())),
             cache: cache::cache(wiring, capacity),
-            table: None,
+            place: None,
             bound: Vec::new(),
             kept_layers: 0,
             capacity,
@@ -86,11 +86,11 @@ impl OnnxRunner {
             loaded,
         };
         let wiring = &runner.loaded.wiring;
-        if wiring.pair_inputs == PairInputs::Table && wiring.has_side_path() {
-            let shape = [wiring.side_path.len(), Target::ALL.len(), size_of::<Entry>() / size_of::<i64>()];
-            let table = Tensor::from_array((shape, vec![0_i64; shape.iter().product()])).map_err(failed)?;
-            runner.binding.bind_input(TABLE, &table).map_err(failed)?;
-            runner.table = Some(table);
+        if wiring.pair_inputs == PairInputs::Place && wiring.has_side_path() {
+            let nowhere = Place::default();
+            let place = Tensor::from_array(([nowhere.len()], nowhere.to_vec())).map_err(failed)?;
+            runner.binding.bind_input(PLACE, &place).map_err(failed)?;
+            runner.place = Some(place);
         }
         runner.put_in(lora)?;
         Ok(runner)
@@ -111,51 +111,29 @@ impl OnnxRunner {
             return Ok(());
         }
         if let Some(lora) = &lora {
-            self.check(lora)?;
+            self.loaded.wiring.check_side_path(lora.iter().map(OnnxLora::pairs))?;
         }
         let replaced = self.bound.len();
         self.bound.extend(lora.clone());
-        for layer in 0..self.loaded.wiring.side_path.len() {
-            self.set_pairs(layer, lora.as_ref().map(|lora| lora[layer].pairs()), replaced > 0)?;
+        if let Some(place) = &mut self.place {
+            let (address, count) = lora.as_ref().map_or((0, 0), |lora| (lora.as_ptr().expose_provenance(), lora.len()));
+            place.extract_tensor_mut().1.copy_from_slice(&[address as i64, count as i64]);
+        } else {
+            for layer in 0..self.loaded.wiring.side_path.len() {
+                self.bind_pairs(layer, lora.as_ref().map(|lora| &lora[layer]), replaced > 0)?;
+            }
         }
         self.bound.drain(..replaced);
         self.kept_layers = lora.map_or(0, |lora| lora.iter().take_while(|layer| layer.is_kept()).count());
         Ok(())
     }
 
-    /// Checks that the graph has inputs for every pair.
-    fn check(&self, lora: &[OnnxLora]) -> Result<()> {
-        let wires = &self.loaded.wiring.side_path;
-        if lora.len() != wires.len() {
-            let target = format!("layer {} of a model of {} layers", lora.len().max(wires.len()) - 1, wires.len());
-            return Err(Error::TargetMissing { target });
-        }
-        for (layer, (lora, shapes)) in lora.iter().zip(wires).enumerate() {
-            for ((pair, shape), target) in lora.pairs().iter().zip(shapes).zip(Target::ALL) {
-                let Some([a, b]) = pair else { continue };
-                let Some(shape) = *shape else {
-                    return Err(Error::PackNeedsInput { input: input_name(layer, target, "a") });
-                };
-                check_pair(layer, target, shape, [a.dim, b.dim])?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs a layer with these pairs, which are checked and in `bound`; `replaces` others.
-    fn set_pairs(&mut self, layer: usize, pairs: Option<&Pairs>, replaces: bool) -> Result<()> {
-        let pair = |index: usize| pairs.and_then(|pairs| pairs[index].as_ref());
-        if let Some(table) = &mut self.table {
-            let entries: &mut [Entry] = table.extract_tensor_mut().1.as_chunks_mut().0;
-            for (index, entry) in entries[layer * Target::ALL.len()..][..Target::ALL.len()].iter_mut().enumerate() {
-                *entry = pair(index).map_or_else(Entry::default, Factor::entry);
-            }
-            return Ok(());
-        }
+    /// Binds a layer's pairs, which are checked and in `bound`, as tensors; `replaces` others.
+    fn bind_pairs(&mut self, layer: usize, lora: Option<&OnnxLora>, replaces: bool) -> Result<()> {
         let shapes = self.loaded.wiring.side_path[layer];
-        for (index, (target, shape)) in Target::ALL.into_iter().zip(shapes).enumerate() {
-            let [a, b] = match (pair(index), shape) {
-                (Some([a, b]), _) => [a.tensor()?, b.tensor()?],
+        for (target, shape) in Target::ALL.into_iter().zip(shapes) {
+            let [a, b] = match (lora.and_then(|lora| lora.factors(target)), shape) {
+                (Some([a, b]), _) => [tensor(a)?, tensor(b)?],
                 (None, Some([rows, cols])) if replaces => zeros(rows, cols)?,
                 // The graph's own zeros are there until something else is bound.
                 _ => continue,
@@ -167,14 +145,17 @@ impl OnnxRunner {
         Ok(())
     }
 
-    /// Moves the pairs of some layers into huge pages: with all of a pack's, a switch to it would wait for that.
-    fn keep_pairs(&mut self) -> Result<()> {
+    /// Puts the tensors of some layers where tokens read them fastest: with all of a pack's, a switch to it would wait for that.
+    fn keep_tensors(&mut self) -> Result<()> {
+        if self.place.is_some() {
+            return Ok(());
+        }
         let Some(lora) = self.bound.last().filter(|lora| self.kept_layers < lora.len()).cloned() else { return Ok(()) };
         let layers = self.kept_layers..lora.len().min(self.kept_layers + lora.len().div_ceil(STEPS_TO_KEEP));
         self.kept_layers = layers.end;
         for layer in layers {
-            let pairs = lora[layer].keep(self.loaded.wiring.pair_inputs)?;
-            self.set_pairs(layer, Some(pairs), true)?;
+            lora[layer].keep();
+            self.bind_pairs(layer, Some(&lora[layer]), true)?;
         }
         Ok(())
     }
@@ -183,7 +164,7 @@ impl OnnxRunner {
     /// gives them.
     fn step(&mut self, ids: &[u32], first: usize) -> Result<()> {
         let (len, total) = (self.len, self.len + ids.len());
-        self.keep_pairs()?;
+        self.keep_tensors()?;
         let binding = &mut self.binding;
         self.cache.make_room(len, total, binding)?;
         self.ids.set(&[1, ids.len()], ids.iter().map(|id| *id as usize), binding)?;

@@ -164,7 +164,7 @@ impl Sessions {
     }
 
     fn build(&self, decoder: &Decoder<Onnx>, with_side_path: bool) -> Result<Loaded> {
-        let graph = record::record(decoder, self.positions, with_side_path.then_some(PairInputs::Table))?;
+        let graph = record::record(decoder, self.positions, with_side_path.then_some(PairInputs::Place))?;
         let has_merged = graph.weights().any(is_merged);
         let mut values = Vec::new();
         let model = graph.into_model(&[], |initializer| match &initializer.data {

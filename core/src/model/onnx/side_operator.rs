@@ -1,49 +1,43 @@
 //! The side path of products that share their input, as one node of our own.
 //!
 //! Of standard operators it takes three per target, each of one thread, two graph inputs, and every factor in f32: a small
-//! model's token then is a tenth longer. This one takes f16 too, shares the work between the session's threads, and
-//! finds all pairs through one input.
+//! model's token then is a tenth longer. This one runs on the CPU backend's kernels, and finds all pairs through one input.
 
-use std::ptr;
+use std::ops::Range;
+use std::{ptr, slice};
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView2, ArrayViewMut2, s};
+use ort::AsPointer;
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput};
+use ort::sys::{OrtKernelContext, OrtTensorTypeAndShapeInfo, OrtValue};
 use ort::value::TensorElementType;
 
 use super::proto::OWN;
-use super::side_path::Entry;
-use crate::kernels::Kernels;
-use crate::quant::BlockType;
+use super::side_path::{OnnxLora, Place};
 
 /// The operator's name.
 pub(super) const SIDE_PATH: &str = "SidePath";
-/// Its attributes: the layer, its first target, and how many.
+/// Its attributes: the layer, the first of its targets, and how many.
 pub(super) const ATTRIBUTES: [&str; 3] = ["layer", "first_target", "targets"];
-const TARGETS_PER_LAYER: usize = 3;
-/// Outputs that are computed before they are added.
-const OUTPUTS_AT_ONCE: usize = 64;
+/// Rows that a thread takes at once.
+const ROWS_AT_ONCE: usize = 16;
+/// Extents of a tensor, at most.
+const EXTENTS_MAX: usize = 4;
 
-/// Inputs: `x` (`[…, in]`), `y` (`[…, out]`) and the [table](super::side_path::TABLE). Output: `y + b·(a·x)`; the targets'
-/// outputs are equally many, one target's after the other's.
+/// Inputs: `x` (`[…, in]`), `y` (`[…, targets · out]`) and the [place of the pairs](super::side_path::PLACE). Output: `y + b·(a·x)`.
 struct SidePath {
-    kernels: Kernels,
     threads: usize,
 }
 
 /// [`SidePath`] at one node.
 struct SidePathKernel {
-    kernels: Kernels,
     threads: usize,
-    /// Of the table.
-    entries: std::ops::Range<usize>,
+    layer: usize,
+    targets: Range<usize>,
 }
 
 /// What sessions of graphs with a side path need.
 pub(super) fn domain(threads: usize) -> ort::Result<OperatorDomain> {
-    OperatorDomain::new(OWN)?.add(SidePath { kernels: Kernels::detect(), threads })
+    OperatorDomain::new(OWN)?.add(SidePath { threads })
 }
 
 impl Operator for SidePath {
@@ -67,155 +61,129 @@ impl Operator for SidePath {
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<SidePathKernel> {
         let attribute = |name| context.get::<i64>(name).ok_or_else(|| ort::Error::new(format!("no attribute {name}")));
         let [layer, first, targets] = ATTRIBUTES.map(attribute);
-        let first = layer? as usize * TARGETS_PER_LAYER + first? as usize;
-        Ok(SidePathKernel { kernels: self.kernels, threads: self.threads, entries: first..first + targets? as usize })
+        let (layer, first, targets) = (layer? as usize, first? as usize, targets? as usize);
+        Ok(SidePathKernel { threads: self.threads, layer, targets: first..first + targets })
     }
 }
 
 impl Kernel for SidePathKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let input = |index| context.input(index)?.ok_or_else(|| ort::Error::new("an input is missing"));
-        let (x, y, table) = (input(0)?, input(1)?, input(2)?);
-        let (x_shape, x) = x.try_extract_tensor::<f32>()?;
-        let (y_shape, y_at) = y.try_extract_tensor::<f32>().map(|(shape, y)| (shape.clone(), y.as_ptr()))?;
-        let [cols, width] = [x_shape, &y_shape].map(|shape| shape.last().map_or(0, |extent| *extent as usize));
-        let rows = x.len() / cols.max(1);
-        let entries = table.try_extract_tensor::<i64>()?.1.as_chunks().0.get(self.entries.clone());
-        let entries = entries.ok_or_else(|| ort::Error::new("the table is too short"))?;
-        let out = width / entries.len();
-        let mut output = context.output(0, y_shape)?.ok_or_else(|| ort::Error::new("nobody reads the output"))?;
-        let y = Out(output.try_extract_tensor_mut::<f32>()?.1.as_mut_ptr());
-        if !ptr::eq(y.0, y_at) {
+        let call = Call(context.ptr().cast_mut());
+        let [x, y, place] = [call.input(0)?, call.input(1)?, call.input(2)?];
+        let (dims, rank) = extents(y)?;
+        let dims = &dims[..rank];
+        let (width, rows) = dims.split_last().map_or((0, 0), |(width, rows)| (*width, rows.iter().product::<i64>()));
+        let (width, rows) = (width as usize, rows as usize);
+        let output = call.output(0, dims)?;
+        let [x, y, place, output] = [data(x)?, data(y)?, data(place)?, data(output)?];
+        if output != y {
             // SAFETY: both are of one shape, and no one else writes either now.
-            unsafe { y.0.copy_from_nonoverlapping(y_at, rows * width) };
+            unsafe { output.copy_from_nonoverlapping(y, rows * width) };
         }
-        // SAFETY: the runner fills the table with pairs whose shapes it checked, and keeps them as long as the sequence.
-        let pairs =
-            entries.iter().enumerate().filter_map(|(index, entry)| unsafe { Pair::new(entry, cols, out, index) });
-        let pairs: Vec<Pair> = pairs.collect();
-        if pairs.is_empty() {
+        // SAFETY: the runner says where its layers' pairs are, whose shapes it checked, and keeps them as long as the sequence.
+        let lora = unsafe { layers(*place.cast()) };
+        let Some(layer) = lora.get(self.layer).filter(|_| rows > 0) else { return Ok(()) };
+        let Some(cols) = layer.cols(self.targets.clone()) else { return Ok(()) };
+        if !layer.is_kept() {
+            context.par_for(lora.len(), self.threads, |layer| _ = lora[layer].keep())?;
+        }
+        let operands = Operands { x, y: output };
+        let add = |rows: Range<usize>| {
+            // SAFETY: these rows are in both tensors, and no other thread has them.
+            let (x, y) = unsafe { operands.rows(rows, cols, width) };
+            layer.add(self.targets.clone(), x, y);
+        };
+        let parts = rows.div_ceil(ROWS_AT_ONCE);
+        if parts == 1 || self.threads == 1 {
+            add(0..rows);
             return Ok(());
         }
-        let threads = self.threads;
-        let part = |total: usize, thread: usize| total * thread / threads..total * (thread + 1) / threads;
-        if rows == 1 {
-            let lone_row = |thread: usize| {
-                for pair in &pairs {
-                    let outputs = part(out, thread);
-                    // SAFETY: stretches of the row that no other thread has.
-                    let y = unsafe { y.stretch(pair.first + outputs.start, outputs.len()) };
-                    pair.add_to_row(&self.kernels, x, outputs.start, y);
-                }
-            };
-            return shared(context, threads, lone_row);
-        }
-        let floats: Vec<[Vec<f32>; 2]> = pairs.iter().map(|pair| [pair.floats(pair.a), pair.floats(pair.b)]).collect();
-        let some_rows = |thread: usize| {
-            let rows = part(rows, thread);
-            // SAFETY: rows that no other thread has.
-            let y = unsafe { y.stretch(rows.start * width, rows.len() * width) };
-            let x = &x[rows.start * cols..rows.end * cols];
-            for (pair, floats) in pairs.iter().zip(&floats) {
-                pair.add_to_rows(floats, x, y, width);
-            }
-        };
-        shared(context, threads, some_rows)
+        context.par_for(parts, self.threads, |part| add(part * ROWS_AT_ONCE..rows.min((part + 1) * ROWS_AT_ONCE)))
     }
 }
 
-/// Calls `work` for each thread.
-fn shared(context: &ComputeContext, threads: usize, work: impl Fn(usize) + Sync + Send) -> ort::Result<()> {
-    if threads == 1 {
-        work(0);
-        return Ok(());
+/// The layers' pairs; none if there is no pack.
+///
+/// # Safety
+/// `place` is of as many layers, which outlive what is returned.
+unsafe fn layers<'a>([address, count]: Place) -> &'a [OnnxLora] {
+    if address == 0 {
+        return &[];
     }
-    context.par_for(threads, threads, work)
+    // SAFETY: as the caller says.
+    unsafe { slice::from_raw_parts(ptr::with_exposed_provenance(address as usize), count as usize) }
 }
 
-/// Output memory that threads write disjoint parts of.
-#[derive(Clone, Copy)]
-struct Out(*mut f32);
+/// What threads read and write rows of.
+struct Operands {
+    x: *const f32,
+    y: *mut f32,
+}
 
-// SAFETY: every element is written by one thread.
-unsafe impl Sync for Out {}
+// SAFETY: every row is given to one thread.
+unsafe impl Sync for Operands {}
 // SAFETY: as above.
-unsafe impl Send for Out {}
+unsafe impl Send for Operands {}
 
-impl Out {
-    /// # Safety
-    /// The stretch is within the memory, and nobody else has a part of it.
-    #[expect(clippy::mut_from_ref, reason = "the caller gives each stretch to one thread")]
-    unsafe fn stretch(&self, start: usize, len: usize) -> &mut [f32] {
-        // SAFETY: as the caller says.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
-    }
-}
-
-/// One target's pair.
-struct Pair<'a> {
-    /// Rows of f32 or f16.
-    a: &'a [u8],
-    b: &'a [u8],
-    element: BlockType,
-    rank: usize,
-    /// Outputs of the target.
-    out: usize,
-    /// The first of them in `y`.
-    first: usize,
-}
-
-impl Pair<'_> {
-    /// `None` if the entry is of no pair.
+impl Operands {
+    /// Some rows, of `cols` and of `width` values.
     ///
     /// # Safety
-    /// An entry's addresses are those of a pair of these extents.
-    unsafe fn new([a, b, rank, value_bytes]: &Entry, cols: usize, out: usize, index: usize) -> Option<Self> {
-        let [rank, value_bytes] = [*rank as usize, *value_bytes as usize];
-        if rank == 0 {
-            return None;
-        }
-        let bytes = |address: i64, count: usize| {
-            let at = ptr::with_exposed_provenance::<u8>(address as usize);
-            // SAFETY: as the caller says.
-            unsafe { std::slice::from_raw_parts(at, count * value_bytes) }
-        };
-        let element = if value_bytes == size_of::<f16>() { BlockType::F16 } else { BlockType::F32 };
-        Some(Self { a: bytes(*a, rank * cols), b: bytes(*b, out * rank), element, rank, out, first: index * out })
-    }
-
-    /// Adds the outputs from `first` on to `y`.
-    fn add_to_row(&self, kernels: &Kernels, x: &[f32], first: usize, y: &mut [f32]) {
-        let mut inner = vec![0.0; self.rank];
-        kernels.float_rows(self.element, self.a, x, &mut inner);
-        let row_bytes = self.b.len() / self.out;
-        let mut sums = [0.0; OUTPUTS_AT_ONCE];
-        for (index, y) in y.chunks_mut(OUTPUTS_AT_ONCE).enumerate() {
-            let start = (first + index * OUTPUTS_AT_ONCE) * row_bytes;
-            let sums = &mut sums[..y.len()];
-            kernels.float_rows(self.element, &self.b[start..start + y.len() * row_bytes], &inner, sums);
-            y.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum);
+    /// They are within the memory, and nobody else has a part of those of `y`.
+    #[expect(clippy::mut_from_ref, reason = "the caller gives each row to one thread")]
+    unsafe fn rows(&self, rows: Range<usize>, cols: usize, width: usize) -> (&[f32], &mut [f32]) {
+        // SAFETY: as the caller says.
+        unsafe {
+            let x = slice::from_raw_parts(self.x.add(rows.start * cols), rows.len() * cols);
+            (x, slice::from_raw_parts_mut(self.y.add(rows.start * width), rows.len() * width))
         }
     }
+}
 
-    /// Adds the outputs to their columns of `y`, whose rows are `width` wide.
-    fn add_to_rows(&self, [a, b]: &[Vec<f32>; 2], x: &[f32], y: &mut [f32], width: usize) {
-        let (rows, cols) = (y.len() / width, a.len() / self.rank);
-        let sized = "as many values as the entry says";
-        let a = ArrayView2::from_shape((self.rank, cols), a).expect(sized);
-        let b = ArrayView2::from_shape((self.out, self.rank), b).expect(sized);
-        let x = ArrayView2::from_shape((rows, cols), x).expect(sized);
-        let mut y = ArrayViewMut2::from_shape((rows, width), y).expect(sized);
-        let mut y = y.slice_mut(s![.., self.first..self.first + self.out]);
-        general_mat_mul(1.0, &x.dot(&a.t()), &b.t(), 1.0, &mut y);
+/// A node's tensors by ONNX Runtime's own functions: `ort` describes each value whole, in a dozen allocations, whenever it is
+/// asked for, which takes as long as a lone row's arithmetic.
+struct Call(*mut OrtKernelContext);
+
+impl Call {
+    fn input(&self, index: usize) -> ort::Result<*mut OrtValue> {
+        let mut value = ptr::null();
+        // SAFETY: the context is that of the call that is running.
+        ort::ortsys![@ort: unsafe KernelContext_GetInput(self.0, index, &mut value) as Result]?;
+        if value.is_null() { Err(ort::Error::new("an input is missing")) } else { Ok(value.cast_mut()) }
     }
 
-    fn floats(&self, factor: &[u8]) -> Vec<f32> {
-        if self.element == BlockType::F32 {
-            return factor.as_chunks().0.iter().map(|value| f32::from_ne_bytes(*value)).collect();
-        }
-        let halves: Vec<f16> = factor.as_chunks().0.iter().map(|value| f16::from_ne_bytes(*value)).collect();
-        let mut floats = vec![0.0; halves.len()];
-        halves.convert_to_f32_slice(&mut floats);
-        floats
+    fn output(&self, index: usize, dims: &[i64]) -> ort::Result<*mut OrtValue> {
+        let mut value = ptr::null_mut();
+        // SAFETY: as above; the shape has the length that is given.
+        ort::ortsys![@ort: unsafe KernelContext_GetOutput(self.0, index, dims.as_ptr(), dims.len(), &mut value) as Result]?;
+        if value.is_null() { Err(ort::Error::new("nobody reads the output")) } else { Ok(value) }
     }
+}
+
+/// Where a tensor's values lie.
+fn data(tensor: *mut OrtValue) -> ort::Result<*mut f32> {
+    let mut at = ptr::null_mut();
+    // SAFETY: the running call's value, a tensor on the CPU.
+    ort::ortsys![@ort: unsafe GetTensorMutableData(tensor, &mut at) as Result]?;
+    Ok(at.cast())
+}
+
+/// A tensor's extents, and how many it has.
+fn extents(tensor: *const OrtValue) -> ort::Result<([i64; EXTENTS_MAX], usize)> {
+    let (mut extents, mut count) = ([0; EXTENTS_MAX], 0);
+    let mut info: *mut OrtTensorTypeAndShapeInfo = ptr::null_mut();
+    // SAFETY: the running call's value, a tensor.
+    ort::ortsys![@ort: unsafe GetTensorTypeAndShape(tensor, &mut info) as Result]?;
+    // SAFETY: what describes it was just made.
+    let read = ort::ortsys![@ort: unsafe GetDimensionsCount(info, &mut count) as Result].and_then(|()| {
+        // SAFETY: as above; there is room for as many extents.
+        ort::ortsys![@ort: unsafe GetDimensions(info, extents.as_mut_ptr(), count.min(EXTENTS_MAX)) as Result]
+    });
+    // SAFETY: its last use.
+    ort::ortsys![@ort: unsafe ReleaseTensorTypeAndShapeInfo(info)];
+    read?;
+    if count > EXTENTS_MAX {
+        return Err(ort::Error::new(format!("{count} extents")));
+    }
+    Ok((extents, count))
 }

@@ -1,23 +1,19 @@
 //! A pack's LoRA pairs, where a graph finds them.
 
-use std::any::Any;
+use std::array;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, OnceLock};
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-use ndarray::{Array2, ArrayView2};
+use ndarray::ArrayView2;
 use ort::AsPointer;
 use ort::memory::{Allocator, MemoryInfo};
 use ort::value::{Tensor, TensorElementType};
 
 use super::library::failed;
-use super::memory::HugePages;
+use crate::Result;
+use crate::kernels::{Kept, Kernels, SideMemory, SidePath};
 use crate::lora::{LayerLora, LoraPair, LoraSet, Target};
-use crate::{Error, Result};
-
-/// Where pairs are kept.
-static MEMORY: HugePages = HugePages::new();
 
 /// How a graph takes pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,92 +21,86 @@ pub(super) enum PairInputs {
     /// Two inputs per pair, in f32, for standard operators: in files, so that any program runs them.
     Tensors,
     /// One input that says where the pairs lie, for [our operator](super::side_operator).
-    Table,
+    Place,
 }
 
-/// The input that says where the pairs lie: an [`Entry`] per target and layer, `[layers, 3, 4]`.
-pub(super) const TABLE: &str = "side_path";
+/// The input that says where the pairs lie.
+pub(super) const PLACE: &str = "side_path";
+/// Its value: address of the first layer's [`OnnxLora`], and how many layers there are. Zeros without a pack.
+pub(super) type Place = [i64; 2];
 
-/// Addresses of a pair's `a` and `b`, its rank, and the bytes of a value: 4 for f32, 2 for f16. Zeros if there is none.
-pub(super) type Entry = [i64; 4];
+/// How the pairs of a graph are kept, and where.
+pub(super) struct PairMemory {
+    inputs: PairInputs,
+    kernels: Kernels,
+    memory: SideMemory,
+}
 
 /// One layer's side path.
-#[derive(Default)]
 pub struct OnnxLora {
-    /// In f32, as they came.
-    given: Pairs,
-    /// In huge pages, once they were [kept](Self::keep).
+    /// Of the whole model, as it came.
+    lora: Arc<LoraSet>,
+    layer: usize,
+    memory: Arc<PairMemory>,
     kept: OnceLock<Pairs>,
 }
 
-/// `a` and `b`, the scale in one of them, in the order of [`Target::ALL`].
-pub(super) type Pairs = [Option<[Factor; 2]>; 3];
-
-/// `a` or `b`, where it lies, row by row.
-pub(super) struct Factor {
-    at: NonNull<u8>,
-    pub(super) dim: (usize, usize),
-    value_bytes: usize,
-    _owner: Arc<dyn Any + Send + Sync>,
+/// Pairs where tokens read them fastest.
+pub(super) enum Pairs {
+    /// Of gate and up, which share their input, and of down: in 8 bits, for our operator.
+    Own([Option<SidePath>; 2]),
+    /// In f32, for standard operators, in the order of [`Target::ALL`].
+    Tensors([Option<[Kept<f32>; 2]>; 3]),
 }
 
-// SAFETY: the owner keeps the values, and nobody changes them.
-unsafe impl Send for Factor {}
-// SAFETY: as above.
-unsafe impl Sync for Factor {}
+/// `a` or `b` as a graph's input.
+pub(super) type Factor<'a> = ArrayView2<'a, f32>;
+
+impl PairMemory {
+    pub(super) fn new(inputs: PairInputs) -> Arc<Self> {
+        Arc::new(Self { inputs, kernels: Kernels::detect(), memory: SideMemory::default() })
+    }
+}
 
 impl OnnxLora {
-    /// Copies of one layer's pairs, for graphs with a table.
-    pub(super) fn new(layer: &LayerLora, scale: f32) -> Result<Self> {
-        let lora = Self::given(layer, |pair| Ok([Factor::scaled(&pair.a, 1.0)?, Factor::scaled(&pair.b, scale)?]))?;
-        lora.keep(PairInputs::Table)?;
-        Ok(lora)
+    /// Of one layer.
+    pub(super) fn new(layer: &LayerLora, scale: f32, memory: &Arc<PairMemory>) -> Self {
+        let lora = Arc::new(LoraSet { scale, layers: vec![layer.clone()] });
+        Self { lora, layer: 0, memory: memory.clone(), kept: OnceLock::new() }
     }
 
-    /// Every layer's pairs, read where they are: copying those of a small model takes longer than a token. A scale other
-    /// than 1 goes into a copy of the smaller part.
-    pub(super) fn all(lora: &Arc<LoraSet>) -> Result<Arc<[Self]>> {
-        let factor = |array: &Array2<f32>, scale| match array.as_slice() {
-            Some(values) if scale == 1.0 => Ok(Factor {
-                at: NonNull::from(values).cast(),
-                dim: array.dim(),
-                value_bytes: size_of::<f32>(),
-                _owner: lora.clone(),
-            }),
-            _ => Factor::scaled(array, scale),
+    /// Of every layer. The pairs stay where they are until the first run: who switches packs does not wait for them.
+    pub(super) fn all(lora: &Arc<LoraSet>, memory: &Arc<PairMemory>) -> Arc<[Self]> {
+        let lora = match memory.inputs {
+            PairInputs::Tensors if !is_plain(lora) => Arc::new(plain(lora)),
+            _ => lora.clone(),
         };
-        let factors = |pair: &LoraPair| {
-            let (a, b) = match lora.scale {
-                1.0 => (1.0, 1.0),
-                scale if pair.a.len() < pair.b.len() => (scale, 1.0),
-                scale => (1.0, scale),
-            };
-            Ok([factor(&pair.a, a)?, factor(&pair.b, b)?])
-        };
-        lora.layers.iter().map(|layer| Self::given(layer, factors)).collect()
+        let of_layer = |layer| Self { lora: lora.clone(), layer, memory: memory.clone(), kept: OnceLock::new() };
+        (0..lora.layers.len()).map(of_layer).collect()
     }
 
-    fn given(layer: &LayerLora, factors: impl Fn(&LoraPair) -> Result<[Factor; 2]>) -> Result<Self> {
-        let mut given = Pairs::default();
-        for (place, target) in given.iter_mut().zip(Target::ALL) {
-            *place = layer.pair(target).map(&factors).transpose()?;
-        }
-        Ok(Self { given, kept: OnceLock::new() })
+    /// As they came, in f32.
+    pub(super) fn pairs(&self) -> &LayerLora {
+        &self.lora.layers[self.layer]
     }
 
-    /// The pairs where they are now.
-    pub(super) fn pairs(&self) -> &Pairs {
-        self.kept.get().unwrap_or(&self.given)
+    /// The factor on every `b·a` of [`pairs`](Self::pairs).
+    pub(super) fn scale(&self) -> f32 {
+        self.lora.scale
     }
 
-    /// The pairs in f32.
-    pub(super) fn floats(&self) -> LayerLora {
-        let mut layer = LayerLora::default();
-        for (pair, target) in self.given.iter().zip(Target::ALL) {
-            let Some([a, b]) = pair else { continue };
-            *layer.pair_mut(target) = Some(LoraPair { a: a.floats().to_owned(), b: b.floats().to_owned() });
-        }
-        layer
+    /// `a` and `b` where they are now, for graphs that take tensors.
+    pub(super) fn factors(&self, target: Target) -> Option<[Factor<'_>; 2]> {
+        let LoraPair { a, b } = self.pairs().pair(target)?;
+        let Some(Pairs::Tensors(kept)) = self.kept.get() else { return Some([a.view(), b.view()]) };
+        let [kept_a, kept_b] = kept[target as usize].as_ref()?;
+        let view = |dim, values| ArrayView2::from_shape(dim, values).expect("copied from as many values");
+        Some([view(a.dim(), kept_a), view(b.dim(), kept_b)])
+    }
+
+    /// Width of the input that some targets share; `None` if none of them has a pair.
+    pub(super) fn cols(&self, targets: Range<usize>) -> Option<usize> {
+        Target::ALL[targets].iter().find_map(|target| self.pairs().pair(*target)).map(|pair| pair.a.ncols())
     }
 
     /// Whether the pairs are where tokens read them fastest.
@@ -118,81 +108,71 @@ impl OnnxLora {
         self.kept.get().is_some()
     }
 
-    /// Puts the pairs where tokens read them fastest: into huge pages, and in f16 if the graph takes that.
-    pub(super) fn keep(&self, inputs: PairInputs) -> Result<&Pairs> {
-        if !self.is_kept() {
-            let fits = |factor: &Factor| factor.floats().iter().all(|value| value.abs() <= f16::MAX.to_f32());
-            let mut kept = Pairs::default();
-            for (place, pair) in kept.iter_mut().zip(&self.given) {
-                let Some(pair @ [a, b]) = pair else { continue };
-                let in_f16 = inputs == PairInputs::Table && pair.iter().all(fits);
-                *place = Some([a.kept(in_f16)?, b.kept(in_f16)?]);
+    /// Puts the pairs where tokens read them fastest.
+    pub(super) fn keep(&self) -> &Pairs {
+        let PairMemory { inputs, kernels, memory } = &*self.memory;
+        let layer = self.pairs();
+        self.kept.get_or_init(|| match inputs {
+            PairInputs::Place => {
+                let side_path = |pairs: &[_]| SidePath::new(kernels, memory, pairs, self.scale());
+                Pairs::Own([side_path(&[layer.gate.as_ref(), layer.up.as_ref()]), side_path(&[layer.down.as_ref()])])
             }
-            // Another sequence may have been faster.
-            let _ = self.kept.set(kept);
+            PairInputs::Tensors => Pairs::Tensors(Target::ALL.map(|target| {
+                let LoraPair { a, b } = layer.pair(target)?;
+                Some([a, b].map(|factor| memory.keep(factor.as_slice().expect("row by row"))))
+            })),
+        })
+    }
+
+    /// `y += scale · b·(a·x)` on the calling thread, for `x` of `[rows, in]` and `y` of `[rows, targets · out]`: some of
+    /// [`Target::ALL`] that share their input.
+    pub(super) fn add(&self, targets: Range<usize>, x: &[f32], y: &mut [f32]) {
+        let Pairs::Own([gate_up, down]) = self.keep() else { return };
+        let (side_path, targets) = match targets.start {
+            first if first == Target::Down as usize => (down, 0..1),
+            _ => (gate_up, targets),
+        };
+        if let Some(side_path) = side_path {
+            self.memory.kernels.add_side_path(side_path, targets, x, y);
         }
-        Ok(self.pairs())
     }
 }
 
-impl Factor {
-    /// A copy of `array`, times `scale`.
-    fn scaled(array: &Array2<f32>, scale: f32) -> Result<Self> {
-        let values: Vec<f32> = array.iter().map(|value| value * scale).collect();
-        Self::in_huge_pages(&values, array.dim())
-    }
+fn pairs(lora: &LoraSet) -> impl Iterator<Item = &LoraPair> {
+    lora.layers.iter().flat_map(|layer| Target::ALL.map(|target| layer.pair(target))).flatten()
+}
 
-    /// A copy of one in f32.
-    fn kept(&self, in_f16: bool) -> Result<Self> {
-        let values = self.floats();
-        let values = values.as_slice().expect("row by row");
-        if !in_f16 {
-            return Self::in_huge_pages(values, self.dim);
-        }
-        let mut halves = vec![f16::ZERO; values.len()];
-        halves.convert_from_f32_slice(values);
-        Self::in_huge_pages(&halves, self.dim)
-    }
+/// Whether tensors can be read from it: row by row, without a scale.
+fn is_plain(lora: &LoraSet) -> bool {
+    lora.scale == 1.0 && pairs(lora).all(|pair| pair.a.is_standard_layout() && pair.b.is_standard_layout())
+}
 
-    fn in_huge_pages<T: Copy>(values: &[T], dim: (usize, usize)) -> Result<Self> {
-        let size_bytes = size_of_val(values);
-        let out_of_memory = || format!("no memory for {size_bytes} bytes of a pack's pairs");
-        let (at, owner) =
-            MEMORY.take(size_bytes).ok_or_else(|| Error::Backend { backend: "onnx", reason: out_of_memory() })?;
-        // SAFETY: taken for as many bytes, from a cache line on, which nobody else has.
-        unsafe { at.cast::<T>().as_ptr().copy_from_nonoverlapping(values.as_ptr(), values.len()) };
-        Ok(Self { at, dim, value_bytes: size_of::<T>(), _owner: owner })
+/// The same, such that tensors can be read from it.
+fn plain(lora: &LoraSet) -> LoraSet {
+    let mut layers = lora.layers.clone();
+    let pairs = layers.iter_mut().flat_map(|layer| [&mut layer.gate, &mut layer.up, &mut layer.down]);
+    for LoraPair { a, b } in pairs.flatten() {
+        *a = a.as_standard_layout().into_owned();
+        *b = b.as_standard_layout().into_owned() * lora.scale;
     }
+    LoraSet { scale: 1.0, layers }
+}
 
-    /// One in f32.
-    fn floats(&self) -> ArrayView2<'_, f32> {
-        assert_eq!(self.value_bytes, size_of::<f32>(), "only kept factors are in f16");
-        // SAFETY: they are f32, as many as the shape says, and the owner keeps them.
-        unsafe { ArrayView2::from_shape_ptr(self.dim, self.at.cast().as_ptr()) }
-    }
-
-    /// The entry of a pair.
-    pub(super) fn entry([a, b]: &[Self; 2]) -> Entry {
-        let address = |factor: &Self| factor.at.as_ptr().expose_provenance() as i64;
-        [address(a), address(b), a.dim.0 as i64, a.value_bytes as i64]
-    }
-
-    /// One in f32 as a tensor, which reads it where it is: it must not outlive this one, and neither a binding of it.
-    /// `ort` itself copies borrowed memory when it is bound.
-    pub(super) fn tensor(&self) -> Result<Tensor<f32>> {
-        let values = self.floats();
-        let (memory, shape) = (MemoryInfo::default(), [self.dim.0 as i64, self.dim.1 as i64]);
-        let (data, size_bytes) = (values.as_ptr().cast_mut().cast(), values.len() * size_of::<f32>());
-        let mut value = ptr::null_mut();
-        // SAFETY: data and shape have the lengths that are given; the graph only reads its inputs.
-        ort::ortsys![@ort: unsafe CreateTensorWithDataAsOrtValue(
-            memory.ptr(), data, size_bytes, shape.as_ptr(), shape.len(), TensorElementType::Float32.into(), &mut value)
-            as Result]
-        .map_err(failed)?;
-        let value = NonNull::new(value).expect("a call that succeeds gives a value");
-        // SAFETY: it was just made, as a tensor of f32.
-        Ok(unsafe { Tensor::from_ptr(value, Some(&Allocator::default())) })
-    }
+/// A tensor that reads a factor where it is: it must not outlive the factor, and neither a binding of it. `ort` itself copies
+/// borrowed memory when it is bound.
+pub(super) fn tensor(factor: Factor) -> Result<Tensor<f32>> {
+    let memory = MemoryInfo::default();
+    let shape: [i64; 2] = array::from_fn(|axis| factor.shape()[axis] as i64);
+    let (data, size_bytes) = (factor.as_ptr().cast_mut().cast(), factor.len() * size_of::<f32>());
+    let mut value = ptr::null_mut();
+    // SAFETY: data and shape have the lengths that are given; the graph only reads its inputs.
+    ort::ortsys![@ort: unsafe CreateTensorWithDataAsOrtValue(
+        memory.ptr(), data, size_bytes, shape.as_ptr(), shape.len(), TensorElementType::Float32.into(), &mut value)
+        as Result]
+    .map_err(failed)?;
+    let value = NonNull::new(value).expect("a call that succeeds gives a value");
+    // SAFETY: it was just made, as a tensor of f32.
+    Ok(unsafe { Tensor::from_ptr(value, Some(&Allocator::default())) })
 }
 
 /// The graph's input for `a` (`[rank, in]`) or `b` (`[out, rank]`) of a target.

@@ -3,7 +3,7 @@
 use ort::value::TensorElementType;
 
 use super::side_path::{PairInputs, input_name};
-use crate::lora::{LoraSet, Target};
+use crate::lora::{LayerLora, Target};
 use crate::model::config::Config;
 use crate::{Error, Result};
 
@@ -84,7 +84,7 @@ impl Wiring {
             cache_type: TensorElementType::Float32,
             appends_in_place: true,
             side_path: vec![targets; config.layer_count()],
-            pair_inputs: PairInputs::Table,
+            pair_inputs: PairInputs::Place,
             vocab_size: config.vocab_size,
             positions_max,
         }
@@ -94,43 +94,32 @@ impl Wiring {
         self.side_path.iter().flatten().any(Option::is_some)
     }
 
-    /// Checks that the graph has inputs for every pair of `lora`, of its shapes.
+    /// Checks that the graph has inputs for every pair of these layers, of its shapes.
     ///
     /// # Errors
     /// [`Error::TargetMissing`], [`Error::PackNeedsInput`], [`Error::ShapeMismatch`].
-    pub(super) fn check_side_path(&self, lora: &LoraSet) -> Result<()> {
+    pub(super) fn check_side_path<'a>(&self, lora: impl ExactSizeIterator<Item = &'a LayerLora>) -> Result<()> {
         let layers = self.side_path.len();
-        if lora.layers.len() != layers {
-            let target = format!("layer {} of a model of {layers} layers", lora.layers.len().max(layers) - 1);
+        if lora.len() != layers {
+            let target = format!("layer {} of a model of {layers} layers", lora.len().max(layers) - 1);
             return Err(Error::TargetMissing { target });
         }
-        for (layer, pairs) in lora.layers.iter().enumerate() {
-            for (target, shape) in Target::ALL.into_iter().zip(&self.side_path[layer]) {
+        for (layer, (pairs, shapes)) in lora.zip(&self.side_path).enumerate() {
+            for (target, shape) in Target::ALL.into_iter().zip(shapes) {
                 let Some(pair) = pairs.pair(target) else { continue };
                 let Some([rows, cols]) = *shape else {
                     return Err(Error::PackNeedsInput { input: input_name(layer, target, "a") });
                 };
-                check_pair(layer, target, [rows, cols], [pair.a.dim(), pair.b.dim()])?;
+                let rank = pair.a.nrows();
+                for (part, expected, actual) in [("a", (rank, cols), pair.a.dim()), ("b", (rows, rank), pair.b.dim())] {
+                    if actual != expected {
+                        let tensor = input_name(layer, target, part);
+                        let (expected, actual) = (vec![expected.0, expected.1], vec![actual.0, actual.1]);
+                        return Err(Error::ShapeMismatch { tensor, expected, actual });
+                    }
+                }
             }
         }
         Ok(())
     }
-}
-
-/// Checks a pair's shapes, `a: [rank, cols]` and `b: [rows, rank]`.
-pub(super) fn check_pair(
-    layer: usize,
-    target: Target,
-    [rows, cols]: [usize; 2],
-    [a, b]: [(usize, usize); 2],
-) -> Result<()> {
-    let rank = a.0;
-    for (part, expected, actual) in [("a", (rank, cols), a), ("b", (rows, rank), b)] {
-        if actual != expected {
-            let tensor = input_name(layer, target, part);
-            let (expected, actual) = (vec![expected.0, expected.1], vec![actual.0, actual.1]);
-            return Err(Error::ShapeMismatch { tensor, expected, actual });
-        }
-    }
-    Ok(())
 }

@@ -22,8 +22,10 @@ pub(crate) enum Contender<'a> {
     Candle,
     /// Edgeweld on ONNX Runtime.
     Onnx,
-    /// The same with a random rank-16 pack as a side path.
+    /// The same with a random rank-16 pack as a side path, in turn with [`OnnxInTurn`](Self::OnnxInTurn).
     OnnxWithPack,
+    /// What takes turns with [`OnnxWithPack`](Self::OnnxWithPack) in its process.
+    OnnxInTurn,
     /// onnxruntime-genai in this Python, on the same exported folder.
     Genai(&'a Path),
     /// The programs in this folder.
@@ -57,6 +59,7 @@ impl Contender<'_> {
             Self::Candle => "candle",
             Self::Onnx => "ONNX Runtime",
             Self::OnnxWithPack => "ONNX Runtime with a pack",
+            Self::OnnxInTurn => "ONNX Runtime without",
             Self::Genai(_) => "onnxruntime-genai",
             Self::LlamaCpp(_) => "llama.cpp",
         }
@@ -67,14 +70,18 @@ impl Contender<'_> {
         matches!(self, Self::Onnx | Self::OnnxWithPack | Self::Genai(_))
     }
 
-    /// Whether a side path runs.
-    pub(crate) fn has_pack(self) -> bool {
-        matches!(self, Self::EdgeweldWithPack | Self::OnnxWithPack)
+    /// What takes turns with it in its process: the same without a pack.
+    pub(crate) fn other_side(self) -> Option<Self> {
+        match self {
+            Self::EdgeweldWithPack => Some(Self::EdgeweldInTurn),
+            Self::OnnxWithPack => Some(Self::OnnxInTurn),
+            _ => None,
+        }
     }
 
     /// Whether `measure` is taken of it.
     pub(crate) fn takes(self, measure: Measure) -> bool {
-        measure != Measure::Load || self != Self::EdgeweldWithPack
+        measure != Measure::Load || self.other_side().is_none()
     }
 
     /// Runs a process and gives its samples, one of the contender or some of two that take turns.
@@ -84,20 +91,17 @@ impl Contender<'_> {
             Self::EdgeweldWithPack | Self::EdgeweldInTurn => own(measure, model, threads, &["--in-turn"])?,
             Self::Candle => own(measure, model, threads, &["--device", "exact"])?,
             Self::Onnx => own(measure, model, threads, &["--device", "onnx"])?,
-            Self::OnnxWithPack => own(measure, model, threads, &["--device", "onnx", "--with-pack"])?,
+            Self::OnnxWithPack | Self::OnnxInTurn => own(measure, model, threads, &["--device", "onnx", "--in-turn"])?,
             Self::Genai(python) => genai(python, measure, model, threads),
             Self::LlamaCpp(folder) => llama_cpp(folder, measure, model, threads),
         };
         let finished = process::run(&mut command)?;
         let sample = |value| Sample { value, peak_rss_bytes: finished.peak_rss_bytes, read_rate: None };
         let printed = || figures(&finished.stdout).with_context(|| format!("sample printed {:?}", finished.stdout));
-        Ok(match (measure, self) {
+        Ok(match (measure, self.other_side()) {
             (Measure::Load, _) => vec![(self, sample(finished.elapsed.as_secs_f64() * 1e3))],
-            (_, Self::LlamaCpp(_)) => vec![(self, sample(tokens_per_second(&finished.stdout)?))],
-            (_, Self::EdgeweldWithPack | Self::EdgeweldInTurn) => {
-                let sides = [Self::EdgeweldInTurn, Self::EdgeweldWithPack].into_iter().cycle();
-                sides.zip(printed()?.into_iter().map(sample)).collect()
-            }
+            (_, Some(other)) => [other, self].into_iter().cycle().zip(printed()?.into_iter().map(sample)).collect(),
+            _ if matches!(self, Self::LlamaCpp(_)) => vec![(self, sample(tokens_per_second(&finished.stdout)?))],
             _ => {
                 let printed = printed()?;
                 let value = *printed.first().context("sample printed nothing")?;

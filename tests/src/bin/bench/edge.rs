@@ -46,7 +46,7 @@ pub(crate) struct Options {
     /// Folder with llama.cpp's programs; `cargo xtask bench` fills it in
     #[arg(long, required_if_eq("vs", "llama-cpp"))]
     llama_bin: Option<PathBuf>,
-    /// Also measure with a random rank-16 pack beside the FFN; on the CPU in turn with and without it, in one process
+    /// Also measure with a random rank-16 pack beside the FFN, in turn with and without it in one process; without a rival, only that
     #[arg(long)]
     with_pack: bool,
     /// What is measured: load, prefill:N, decode:N, comma-separated. Peak memory is that of prefill:1500
@@ -112,11 +112,13 @@ impl Options {
     /// The first is compared with every other.
     fn contenders(&self) -> Vec<Contender<'_>> {
         let (mut contenders, with_pack) = match self.backend {
-            // The pack brings its own other side.
-            BackendName::Cpu if self.with_pack && self.vs.is_none() => (Vec::new(), Contender::EdgeweldWithPack),
             BackendName::Cpu => (vec![Contender::Edgeweld], Contender::EdgeweldWithPack),
             BackendName::Onnx => (vec![Contender::Onnx, Contender::Edgeweld], Contender::OnnxWithPack),
         };
+        // The pack brings its own other side.
+        if self.with_pack && self.vs.is_none() {
+            return vec![with_pack];
+        }
         contenders.extend(self.with_pack.then_some(with_pack));
         if self.backend == BackendName::Onnx && cfg!(feature = "candle") {
             contenders.push(Contender::Candle);
@@ -231,10 +233,9 @@ impl<'a> Run<'a> {
 
     fn pairs(&self) -> Vec<Pair<'a>> {
         let own = self.contenders[0];
-        let pair = |contender: Contender<'a>| match contender {
-            Contender::EdgeweldWithPack => Some(Pair { own: contender, rival: Some(Contender::EdgeweldInTurn) }),
-            Contender::OnnxWithPack => Some(Pair { own: contender, rival: Some(own) }),
-            rival => (rival != own).then_some(Pair { own, rival: Some(rival) }),
+        let pair = |contender: Contender<'a>| match contender.other_side() {
+            Some(other) => Some(Pair { own: contender, rival: Some(other) }),
+            None => (contender != own).then_some(Pair { own, rival: Some(contender) }),
         };
         let pairs: Vec<_> = self.contenders.iter().copied().filter_map(pair).collect();
         if pairs.is_empty() { vec![Pair { own, rival: None }] } else { pairs }
@@ -312,7 +313,7 @@ struct Pair<'a> {
 impl Pair<'_> {
     fn title(self) -> String {
         match self.rival {
-            Some(_) if self.own.has_pack() => "**With a random rank-16 pack as a side path / without**".to_owned(),
+            Some(_) if self.takes_turns() => "**With a random rank-16 pack as a side path / without**".to_owned(),
             Some(rival) => format!("**{} / {}**", self.own.name(), rival.name()),
             None => format!("**{}**", self.own.name()),
         }
@@ -320,7 +321,7 @@ impl Pair<'_> {
 
     /// Whether samples of both sides with the same index are of one turn.
     fn takes_turns(self) -> bool {
-        self.rival == Some(Contender::EdgeweldInTurn)
+        self.rival.is_some() && self.rival == self.own.other_side()
     }
 
     /// A process in which two take turns has neither one's memory nor load.

@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -31,6 +32,9 @@ pub(crate) const WARM_UP_TOKENS_MAX: usize = 512;
 const PREFILL_TURNS: usize = 5;
 const DECODE_TURNS: usize = 60;
 const DECODE_TURN_TOKENS: usize = 8;
+/// Longer than the threads of a session of ONNX Runtime look for work before they sleep.
+#[cfg(feature = "onnx")]
+const SPIN: Duration = Duration::from_millis(60);
 /// Rank of the random pack.
 const PACK_RANK: usize = 16;
 
@@ -85,7 +89,7 @@ pub(crate) struct Options {
     #[arg(long)]
     with_pack: bool,
     /// Take turns with and without the pack in this process, and print both figures of every turn
-    #[arg(long, conflicts_with_all = ["with_pack", "device"])]
+    #[arg(long, conflicts_with = "with_pack")]
     in_turn: bool,
 }
 
@@ -191,7 +195,15 @@ fn random_pack<B: Backend>(decoder: &Decoder<B>) -> Result<Arc<[B::Lora]>> {
     Ok(layers.collect::<edgeweld::Result<Arc<[_]>>>()?)
 }
 
-/// Tokens per second without and with a random pack, a line per turn. Both run on one model in one process, so that
+fn without_and_with_pack<B: Backend>(
+    [without, with]: [&Arc<Decoder<B>>; 2],
+    context_length: usize,
+) -> Result<[Box<dyn Runner>; 2]> {
+    let pack = random_pack(with)?;
+    Ok([B::runner(without, context_length, None)?, B::runner(with, context_length, Some(pack))?])
+}
+
+/// Tokens per second without and with a random pack, a line per turn. Both run in one process, so that
 /// whatever else the machine does meets both alike: processes that take turns scatter by more than a pack costs.
 fn in_turn(options: &Options) -> Result<()> {
     let (depth, tokens, turns) = match options.measure {
@@ -199,14 +211,25 @@ fn in_turn(options: &Options) -> Result<()> {
         Measure::Prefill(tokens) => (0, tokens, PREFILL_TURNS),
         Measure::Decode(depth) => (depth, DECODE_TURN_TOKENS, DECODE_TURNS),
     };
-    let cpu = Cpu::new(&CpuOptions { threads: Some(options.threads), ..CpuOptions::default() })?;
-    let decoder = decoder(cpu, &GgufFile::open(&options.model)?)?;
-    let (vocab, cancel) = (decoder.config.vocab_size as u32, CancelToken::new());
-    let mut runners = [None, Some(random_pack(&decoder)?)]
-        .map(|lora| Cpu::runner(&decoder, depth + tokens, lora))
-        .into_iter()
-        .collect::<edgeweld::Result<Vec<_>>>()?;
+    let (file, threads, context) = (GgufFile::open(&options.model)?, Some(options.threads), depth + tokens);
+    let (mut runners, settle) = match options.device {
+        DeviceName::Cpu => {
+            let decoder = decoder(Cpu::new(&CpuOptions { threads, ..CpuOptions::default() })?, &file)?;
+            (without_and_with_pack([&decoder, &decoder], context)?, Duration::ZERO)
+        }
+        DeviceName::Exact => anyhow::bail!("candle is not measured in turn"),
+        #[cfg(feature = "onnx")]
+        DeviceName::Onnx => {
+            // A graph with a side path has its nodes without a pack too: each side has a graph of its own.
+            let onnx = || anyhow::Ok(Onnx::open(&onnx::folder(&options.model), &file, &onnx::options()?, threads)?);
+            (without_and_with_pack([&decoder(onnx()?, &file)?, &decoder(onnx()?, &file)?], context)?, SPIN)
+        }
+    };
+    let cancel = CancelToken::new();
+    // A row of logits is as wide as the vocabulary.
+    let vocab = runners[0].forward(&[0], LogitRows::Last, &cancel)?.len() as u32;
     for runner in &mut runners {
+        runner.truncate(0);
         runner.forward(&random_ids(depth.max(1), vocab), LogitRows::Last, &cancel)?;
     }
     let ids = random_ids(tokens, vocab);
@@ -216,10 +239,17 @@ fn in_turn(options: &Options) -> Result<()> {
         let mut rates = [0.0; 2];
         // Nobody always comes second.
         for index in [turn % 2, 1 - turn % 2] {
-            runners[index].truncate(depth);
+            let runner = &mut runners[index];
+            if !settle.is_zero() {
+                // The other side's threads would take this one's cores.
+                thread::sleep(settle);
+                runner.truncate(depth);
+                runner.forward(&ids[..step], LogitRows::Last, &cancel)?;
+            }
+            runner.truncate(depth);
             let start = Instant::now();
             for ids in ids.chunks(step) {
-                runners[index].forward(ids, LogitRows::Last, &cancel)?;
+                runner.forward(ids, LogitRows::Last, &cancel)?;
             }
             rates[index] = tokens as f64 / start.elapsed().as_secs_f64();
         }
