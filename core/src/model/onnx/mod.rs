@@ -24,6 +24,7 @@ mod runner;
 mod session;
 mod side_operator;
 mod side_path;
+mod value;
 mod weight;
 mod wiring;
 
@@ -33,10 +34,11 @@ use std::sync::Arc;
 pub use export::{ExportOptions, Exported, export_onnx};
 use folder::{Folder, GRAPH_FILE};
 pub use genai::GenaiModel;
-pub use record::{Positions, Value};
+pub use record::Positions;
 use session::Sessions;
 pub use side_path::OnnxLora;
 use side_path::{PairInputs, PairMemory};
+pub use value::Value;
 
 use super::cpu::{THREADS_MAX, performance_cores};
 use super::decoder::Decoder;
