@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::OutPointer;
 use super::activations::TILE;
 use super::panels::Panels;
-use super::side_path::{SideInput, SidePath, SideTarget, round_input};
+use super::side_path::{RankRun, SideInput, SidePath, SideTarget, round_input};
 use crate::threads::Shares;
 
 /// Spins between two yields while a worker waits for another, which may have lost its core.
@@ -18,8 +18,8 @@ pub(super) struct LoneRowBuffers {
     parts: Vec<[f32; TILE]>,
     /// `[panels, 16]`
     ax: Vec<f32>,
-    /// `[Σ pairs]`
-    codes: Vec<[i16; 2]>,
+    /// Of all targets.
+    runs: Vec<RankRun>,
     /// One per product.
     steps: Vec<f32>,
 }
@@ -33,7 +33,7 @@ pub(super) struct LoneRow<'a> {
     path: &'a SidePath,
     parts: *mut [f32; TILE],
     ax: OutPointer,
-    codes: *mut [i16; 2],
+    runs: *mut RankRun,
     steps: *mut f32,
     shares: Shares,
     worker_count: usize,
@@ -42,7 +42,7 @@ pub(super) struct LoneRow<'a> {
     ready: AtomicBool,
 }
 
-// SAFETY: `shares` hands every part to one worker; `ax`, `codes` and `steps` are written by one, before `ready`, and read
+// SAFETY: `shares` hands every part to one worker; `ax`, `runs` and `steps` are written by one, before `ready`, and read
 // after it.
 unsafe impl Sync for LoneRow<'_> {}
 
@@ -51,13 +51,13 @@ impl<'a> LoneRow<'a> {
         let part_count = path.a.count() * COLUMN_PARTS;
         buffers.parts.resize(part_count, [0.0; TILE]);
         buffers.ax.resize(path.a.count() * TILE, 0.0);
-        buffers.codes.resize(path.pair_count(), [0; 2]);
+        buffers.runs.resize(path.run_count(), RankRun::default());
         buffers.steps.resize(path.targets.len(), 0.0);
         Self {
             path,
             parts: buffers.parts.as_mut_ptr(),
             ax: OutPointer(buffers.ax.as_mut_ptr()),
-            codes: buffers.codes.as_mut_ptr(),
+            runs: buffers.runs.as_mut_ptr(),
             steps: buffers.steps.as_mut_ptr(),
             shares: Shares::new(part_count, 1, worker_count, worker_count),
             worker_count,
@@ -108,8 +108,8 @@ impl<'a> LoneRow<'a> {
         }
         // SAFETY: nobody writes after `ready`; the buffers have the sizes of `new`.
         unsafe {
-            let codes = std::slice::from_raw_parts(self.codes.add(target.first_pair), target.pair_count());
-            SideInput { codes, step: *self.steps.add(target.index) }
+            let runs = std::slice::from_raw_parts(self.runs.add(target.first_run), target.run_count());
+            SideInput { runs, step: *self.steps.add(target.index) }
         }
     }
 
@@ -124,8 +124,8 @@ impl<'a> LoneRow<'a> {
                 *ax = std::array::from_fn(|index| parts.iter().map(|part| part[index]).sum());
             }
             for target in self.path.targets.iter().flatten() {
-                let codes = std::slice::from_raw_parts_mut(self.codes.add(target.first_pair), target.pair_count());
-                *self.steps.add(target.index) = round_input(&ax[target.start..][..target.rank], codes);
+                let runs = std::slice::from_raw_parts_mut(self.runs.add(target.first_run), target.run_count());
+                *self.steps.add(target.index) = round_input(&ax[target.start..][..target.rank], runs);
             }
         }
     }

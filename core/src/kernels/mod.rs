@@ -92,7 +92,7 @@ struct Ops {
     float_unpack: fn(BlockType) -> FloatUnpack,
     /// Adds the products of 16 unpacked float rows with up to [`activations::GROUP`] rows of f32.
     float_multiply: FloatMultiply,
-    /// `out += b · ax` for one row; `b` has as many tiles as `out`, and as many pairs of ranks as `ax`.
+    /// `out += b · ax` for one row; `b` has as many tiles as `out`, and as many runs as `ax`.
     side_rows: unsafe fn(b: SideTiles, ax: SideInput, out: &mut [[f32; activations::TILE]]),
     rows: &'static RowOps,
 }

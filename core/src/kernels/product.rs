@@ -457,7 +457,7 @@ impl Shared<'_> {
         let (ops, ax, tiles) = (self.kernels.ops, lone_row.wait(side), tiles(&features));
         let (whole, rest) = out.as_chunks_mut::<TILE>();
         let whole_tiles = tiles.start..tiles.start + whole.len();
-        // SAFETY: `kernels` proves the instruction set; tiles and pairs of ranks are as many on both sides.
+        // SAFETY: `kernels` proves the instruction set; tiles and runs are as many on both sides.
         unsafe {
             (ops.side_rows)(side.tiles(whole_tiles), ax, whole);
             if !rest.is_empty() {

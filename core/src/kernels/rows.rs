@@ -3,8 +3,10 @@
 //! The loops keep 16 independent lanes, so that the compiler vectorises sums without reordering what is written.
 //! `FMA` says whether a fused multiply-add is one instruction; the scalar twin rounds twice instead.
 
+use half::slice::HalfFloatSliceExt;
+
 use super::activations::TILE;
-use super::side_path::SideTiles;
+use super::side_path::{RUN, SideTiles};
 use crate::model::Activation;
 
 /// Row operators of one instruction set. Safety contract of all: the CPU has it. Lengths must be equal where two
@@ -160,11 +162,14 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
 /// A tile of `scale · b` as `[rank, 16]`, for rows that are multiplied together.
 #[inline(always)]
 pub(super) fn side_panel(tile: SideTiles, out: &mut [f32]) {
-    for (codes, out) in tile.codes.iter().zip(out.chunks_mut(TILE * 2)) {
-        // An odd rank ends in half a pair.
+    let mut steps = [0.0; TILE];
+    tile.steps[0].convert_to_f32_slice(&mut steps);
+    steps.iter_mut().for_each(|step| *step *= tile.step);
+    for (codes, out) in tile.codes.iter().zip(out.chunks_mut(TILE * RUN)) {
+        // The last run may be a part.
         for (index, out) in out.chunks_exact_mut(TILE).enumerate() {
             for lane in 0..TILE {
-                out[lane] = tile.steps[0][lane] * f32::from(codes[lane * 2 + index]);
+                out[lane] = steps[lane] * f32::from(codes[lane * RUN + index]);
             }
         }
     }

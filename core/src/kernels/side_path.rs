@@ -3,7 +3,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::Kernels;
-use super::activations::TILE;
+use super::activations::{self, TILE};
 use super::panels::Panels;
 use super::side_memory::{Kept, SideMemory};
 use crate::lora::LoraPair;
@@ -12,7 +12,8 @@ use crate::quant::{BlockType, QMatrix, WeightBytes, quantize};
 /// LoRA pairs whose targets share one input, ready to run beside the matrix product: `y += scale · b·(a·x)`.
 ///
 /// The `a` of all pairs are one matrix, so that `a·x` is computed once; `b` lies in the order in which products write
-/// their outputs. Both have 8 bits per value and one step per row, which keeps the delta to within 1% of its size.
+/// their outputs, [`RUN`] ranks at a time, as the instructions for products of bytes add them up. Both have 8 bits per
+/// value and one step per row, which keeps the delta to within 1% of its size.
 pub struct SidePath {
     /// `[Σ rank, in]`
     pub(super) a: Panels,
@@ -26,32 +27,47 @@ pub(super) struct SideTarget {
     pub(super) index: usize,
     /// Where this target's part of `a·x` starts.
     pub(super) start: usize,
-    /// Where its pairs start, if every target's part is rounded up to whole pairs.
-    pub(super) first_pair: usize,
+    /// Where its runs start, if every target's part is rounded up to whole runs.
+    pub(super) first_run: usize,
     pub(super) rank: usize,
     pub(super) out: usize,
-    /// `[out / 16, rank / 2, 16, 2]`; what the last tile or an odd rank lacks is zero.
+    /// `[out / 16, rank / 4, 16, 4]`; what the last tile or the last run lacks is zero.
     codes: Kept<i8>,
     /// `[out / 16, 16]`
-    steps: Kept<f32>,
+    steps: Kept<f16>,
+    /// Factor of all `steps`.
+    step: f32,
 }
 
+/// Ranks of `b` that lie together.
+pub(super) const RUN: usize = 4;
+
 /// Some tiles of 16 outputs of a target. Of output `o` of a tile and rank `r`, `scale · b[o, r]` is
-/// `steps[o] · codes[r / 2][2 · o + r % 2]`.
+/// `step · steps[o] · codes[r / 4][4 · o + r % 4]`.
 #[derive(Clone, Copy)]
 pub(super) struct SideTiles<'a> {
-    /// `[tiles, rank / 2, 16, 2]`
-    pub(super) codes: &'a [[i8; 2 * TILE]],
+    /// `[tiles, rank / 4, 16, 4]`
+    pub(super) codes: &'a [[i8; RUN * TILE]],
     /// `[tiles, 16]`
-    pub(super) steps: &'a [[f32; TILE]],
+    pub(super) steps: &'a [[f16; TILE]],
+    pub(super) step: f32,
 }
 
 /// One row's `a·x` of one target, in 16 bits: `step · codes`.
 #[derive(Clone, Copy)]
 pub(super) struct SideInput<'a> {
-    /// Pairs, as many as those of a tile.
-    pub(super) codes: &'a [[i16; 2]],
+    /// As many as those of a tile.
+    pub(super) runs: &'a [RankRun],
     pub(super) step: f32,
+}
+
+/// Codes of `a·x` whole, and as the two bytes of `256 · high + low`.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(16))]
+pub(super) struct RankRun {
+    pub(super) codes: [i16; RUN],
+    pub(super) high: [i8; RUN],
+    pub(super) low: [i8; RUN],
 }
 
 impl SidePath {
@@ -63,16 +79,16 @@ impl SidePath {
         let cols = pairs.iter().flatten().next()?.a.ncols();
         // No model that takes packs has rows that are not whole blocks; f32 keeps the rest right.
         let block_type = if cols.is_multiple_of(32) { BlockType::Q8_0 } else { BlockType::F32 };
-        let (mut rows, mut pair_count) = (0, 0);
+        let (mut rows, mut run_count) = (0, 0);
         let mut a = Vec::new();
         let mut targets = Vec::with_capacity(pairs.len());
         for (index, pair) in pairs.iter().enumerate() {
             targets.push(pair.map(|pair| {
                 assert_eq!(pair.a.ncols(), cols, "pairs of one side path share their input");
                 let mut target = SideTarget::new(memory, pair, scale);
-                (target.index, target.start, target.first_pair) = (index, rows, pair_count);
+                (target.index, target.start, target.first_run) = (index, rows, run_count);
                 rows += target.rank;
-                pair_count += target.pair_count();
+                run_count += target.run_count();
                 let values = pair.a.as_standard_layout();
                 let values = values.as_slice().expect("standard layout");
                 let start = a.len();
@@ -88,52 +104,53 @@ impl SidePath {
         Some(Self { a: Panels::new(kernels.ops, memory, &a), targets })
     }
 
-    /// Sum of the ranks, each rounded up to whole pairs.
-    pub(super) fn pair_count(&self) -> usize {
-        self.targets.iter().flatten().map(SideTarget::pair_count).sum()
+    /// Of all targets.
+    pub(super) fn run_count(&self) -> usize {
+        self.targets.iter().flatten().map(SideTarget::run_count).sum()
     }
 }
 
 impl SideTarget {
     fn new(memory: &SideMemory, pair: &LoraPair, scale: f32) -> Self {
         let (out, rank) = pair.b.dim();
-        let (tiles, pairs) = (out.div_ceil(TILE), rank.div_ceil(2));
-        let mut codes = vec![0; tiles * pairs * 2 * TILE];
-        let mut steps = vec![0.0; tiles * TILE];
+        let (tiles, runs) = (out.div_ceil(TILE), rank.div_ceil(RUN));
+        let mut codes = vec![0; tiles * runs * RUN * TILE];
+        let mut steps = vec![f16::ZERO; tiles * TILE];
         let values = pair.b.as_standard_layout();
         let values = values.as_slice().expect("standard layout");
+        // Relative to the largest one, no step that matters is too small for 16 bits.
+        let unit = largest(values) / CODE_MAX;
         for (output, row) in values.chunks_exact(rank.max(1)).enumerate() {
-            let largest = row.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-            let step = largest / CODE_MAX;
-            // The inverse of a denormal would be infinite.
-            let inverse = if step >= f32::MIN_POSITIVE { 1.0 / step } else { 0.0 };
-            steps[output] = scale * step;
-            let tile = &mut codes[output / TILE * pairs * 2 * TILE..][..pairs * 2 * TILE];
-            for (pair, values) in row.chunks(2).enumerate() {
+            let step = step_at_least(largest(row) / CODE_MAX * inverse(unit));
+            let inverse = inverse(step.to_f32() * unit);
+            steps[output] = step;
+            let tile = &mut codes[output / TILE * runs * RUN * TILE..][..runs * RUN * TILE];
+            for (run, values) in row.chunks(RUN).enumerate() {
                 for (index, value) in values.iter().enumerate() {
-                    tile[(pair * TILE + output % TILE) * 2 + index] = round(value * inverse) as i8;
+                    tile[(run * TILE + output % TILE) * RUN + index] = round(value * inverse) as i8;
                 }
             }
         }
-        Self { index: 0, start: 0, first_pair: 0, rank, out, codes: memory.keep(&codes), steps: memory.keep(&steps) }
+        let (codes, steps) = (memory.keep(&codes), memory.keep(&steps));
+        Self { index: 0, start: 0, first_run: 0, rank, out, codes, steps, step: scale * unit }
     }
 
-    /// `rank / 2`, rounded up.
-    pub(super) fn pair_count(&self) -> usize {
-        self.rank.div_ceil(2)
+    /// `rank / 4`, rounded up.
+    pub(super) fn run_count(&self) -> usize {
+        self.rank.div_ceil(RUN)
     }
 
     /// Fetches what [`tiles`](Self::tiles) gives: too short a stretch for the CPU to foresee.
     pub(super) fn prefetch(&self, tiles: Range<usize>) {
-        let SideTiles { codes, steps } = self.tiles(tiles);
+        let SideTiles { codes, steps, .. } = self.tiles(tiles);
         prefetch(codes);
         prefetch(steps);
     }
 
     /// The outputs from `16 · tiles.start` on.
     pub(super) fn tiles(&self, tiles: Range<usize>) -> SideTiles<'_> {
-        let pairs = tiles.start * self.pair_count()..tiles.end * self.pair_count();
-        SideTiles { codes: &self.codes.as_chunks().0[pairs], steps: &self.steps.as_chunks().0[tiles] }
+        let runs = tiles.start * self.run_count()..tiles.end * self.run_count();
+        SideTiles { codes: &self.codes.as_chunks().0[runs], steps: &self.steps.as_chunks().0[tiles], step: self.step }
     }
 }
 
@@ -154,13 +171,8 @@ pub(super) fn prefetch<T>(values: &[T]) {
 fn quantize_rows(values: &[f32], cols: usize, out: &mut [u8]) {
     let blocks = out.as_chunks_mut::<{ size_of::<u16>() + 32 }>().0;
     for (row, blocks) in values.chunks_exact(cols).zip(blocks.chunks_exact_mut(cols / 32)) {
-        let largest = row.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-        // Rounded up, so that the largest code is not beyond 127.
-        let mut step = f16::from_f32(largest / CODE_MAX);
-        if step.to_f32() * CODE_MAX < largest {
-            step = f16::from_bits(step.to_bits() + 1);
-        }
-        let inverse = if step.to_f32() > 0.0 { 1.0 / step.to_f32() } else { 0.0 };
+        let step = step_at_least(largest(row) / CODE_MAX);
+        let inverse = inverse(step.to_f32());
         for (values, block) in row.chunks_exact(32).zip(blocks) {
             block[..2].copy_from_slice(&step.to_le_bytes());
             for (value, code) in values.iter().zip(&mut block[2..]) {
@@ -173,23 +185,41 @@ fn quantize_rows(values: &[f32], cols: usize, out: &mut [u8]) {
 /// Largest code of `a` and `b`.
 const CODE_MAX: f32 = 127.0;
 
+fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0.0, |largest, value| largest.max(value.abs()))
+}
+
+/// Rounded up, so that no code is beyond [`CODE_MAX`].
+fn step_at_least(exact: f32) -> f16 {
+    let step = f16::from_f32(exact);
+    if step.to_f32() < exact { f16::from_bits(step.to_bits() + 1) } else { step }
+}
+
+/// `1 / step`; 0 of a denormal, whose inverse would be infinite.
+fn inverse(step: f32) -> f32 {
+    if step >= f32::MIN_POSITIVE { 1.0 / step } else { 0.0 }
+}
+
 /// The nearest whole number, of those that fit.
 fn round(value: f32) -> i16 {
     // Adding 1.5 · 2²³ rounds to the nearest whole number, which is then in the low bits; `f32::round` is a call.
     (value + 12_582_912.0).to_bits() as i16
 }
 
-/// Rounds one target's `a·x` to pairs of 16-bit codes; the step.
-pub(super) fn round_input(ax: &[f32], codes: &mut [[i16; 2]]) -> f32 {
-    debug_assert_eq!(codes.len(), ax.len().div_ceil(2));
-    let largest = ax.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+/// Rounds one target's `a·x` to 16-bit codes; the step.
+pub(super) fn round_input(ax: &[f32], runs: &mut [RankRun]) -> f32 {
+    debug_assert_eq!(runs.len(), ax.len().div_ceil(RUN));
     // No sum of products with codes of `b` leaves 32 bits.
-    let code_max = (i32::MAX as f32 / (CODE_MAX * (2 * codes.len()) as f32)).min(32_512.0);
-    let step = largest / code_max;
-    let inverse = if step >= f32::MIN_POSITIVE { 1.0 / step } else { 0.0 };
-    for (ax, codes) in ax.chunks(2).zip(codes) {
-        let code = |index: usize| ax.get(index).map_or(0, |value| round(value * inverse));
-        *codes = [code(0), code(1)];
+    let code_max = (i32::MAX as f32 / (CODE_MAX * (RUN * runs.len()) as f32)).min(activations::CODE_MAX);
+    let step = largest(ax) / code_max;
+    let inverse = inverse(step);
+    for (ax, run) in ax.chunks(RUN).zip(runs) {
+        *run = RankRun::default();
+        for (index, value) in ax.iter().enumerate() {
+            let code = round(value * inverse);
+            // The low byte, as a signed number, leaves a multiple of 256.
+            (run.codes[index], run.high[index], run.low[index]) = (code, ((code + 128) >> 8) as i8, code as i8);
+        }
     }
     step
 }
@@ -197,13 +227,13 @@ pub(super) fn round_input(ax: &[f32], codes: &mut [[i16; 2]]) -> f32 {
 /// The scalar twin of `side_rows`: `out += b·ax`.
 pub(super) fn side_rows_scalar(b: SideTiles, ax: SideInput, out: &mut [[f32; TILE]]) {
     for (tile, out) in out.iter_mut().enumerate() {
-        let codes = &b.codes[tile * ax.codes.len()..][..ax.codes.len()];
+        let codes = &b.codes[tile * ax.runs.len()..][..ax.runs.len()];
         for (output, (out, step)) in out.iter_mut().zip(b.steps[tile]).enumerate() {
-            let pairs = codes.iter().zip(ax.codes);
-            let dot: i32 = pairs
-                .map(|(b, ax)| (0..2).map(|index| i32::from(b[output * 2 + index]) * i32::from(ax[index])).sum::<i32>())
-                .sum();
-            *out += step * ax.step * dot as f32;
+            let products = codes.iter().zip(ax.runs).flat_map(|(b, ax)| {
+                let b = &b[output * RUN..][..RUN];
+                b.iter().zip(ax.codes).map(|(b, ax)| i32::from(*b) * i32::from(ax))
+            });
+            *out += step.to_f32() * (b.step * ax.step) * products.sum::<i32>() as f32;
         }
     }
 }

@@ -4,7 +4,7 @@ use std::arch::aarch64::*;
 
 use super::instructions::{load_half, load_halves};
 use crate::kernels::activations::TILE;
-use crate::kernels::{Block, FloatGemv, FloatUnpack, SideInput, SideTiles};
+use crate::kernels::{Block, FloatGemv, FloatUnpack};
 use crate::quant::BlockType;
 
 /// Rows whose sums of 16 features are in registers at a time.
@@ -212,32 +212,6 @@ unsafe fn multiply_rows<const ROWS: usize>(
         for (sums, out) in sums.iter().zip(out) {
             for (quad, sum) in sums.iter().enumerate() {
                 vst1q_f32(out.as_mut_ptr().add(quad * 4), *sum);
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "neon")]
-pub(super) unsafe fn side_rows(b: SideTiles, ax: SideInput, out: &mut [[f32; TILE]]) {
-    debug_assert!(b.steps.len() == out.len() && b.codes.len() == out.len() * ax.codes.len());
-    let mut codes = b.codes.iter();
-    for (steps, out) in b.steps.iter().zip(out) {
-        // SAFETY: 32 codes of two ranks and 16 outputs at a time.
-        unsafe {
-            let mut dots = [vdupq_n_s32(0); 4];
-            for (ax, b) in ax.codes.iter().zip(&mut codes) {
-                let ranks = vld2q_s8(b.as_ptr());
-                for (codes, ax) in [ranks.0, ranks.1].into_iter().zip(ax) {
-                    for (half, codes) in [vmovl_s8(vget_low_s8(codes)), vmovl_high_s8(codes)].into_iter().enumerate() {
-                        dots[half * 2] = vmlal_n_s16(dots[half * 2], vget_low_s16(codes), *ax);
-                        dots[half * 2 + 1] = vmlal_high_n_s16(dots[half * 2 + 1], codes, *ax);
-                    }
-                }
-            }
-            for (quad, dot) in dots.into_iter().enumerate() {
-                let factors = vmulq_n_f32(vld1q_f32(steps.as_ptr().add(quad * 4)), ax.step);
-                let out = out.as_mut_ptr().add(quad * 4);
-                vst1q_f32(out, vfmaq_f32(vld1q_f32(out), vcvtq_f32_s32(dot), factors));
             }
         }
     }

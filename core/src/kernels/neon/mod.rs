@@ -7,6 +7,7 @@ mod floats;
 mod instructions;
 mod multiply;
 mod quantize;
+mod side_rows;
 mod unpack;
 
 use std::arch::is_aarch64_feature_detected;
@@ -24,7 +25,7 @@ super::rows::row_ops!(true, "neon");
 
 /// Defines the kernels of one way to multiply.
 macro_rules! ops {
-    ($name:ident, $way:ident, $quantize:ident, $features:literal) => {
+    ($name:ident, $way:ident, $quantize:ident, $side_rows:ident, $features:literal) => {
         pub(in crate::kernels) static $name: Ops = {
             #[target_feature(enable = $features)]
             unsafe fn gemv_rows<F: Format>(weights: *const u8, row_size_bytes: usize, x: Group, out: &mut [f32]) {
@@ -54,16 +55,16 @@ macro_rules! ops {
                 multiply,
                 float_unpack: floats::unpack,
                 float_multiply: floats::multiply,
-                side_rows: floats::side_rows,
+                side_rows: side_rows::$side_rows,
                 rows: &ROW_OPS,
             }
         };
     };
 }
 
-ops!(PLAIN, Plain, in_order, "neon");
-ops!(DOTPROD, Dotprod, in_planes, "neon,dotprod");
-ops!(I8MM, I8mm, in_planes, "neon,dotprod,i8mm");
+ops!(PLAIN, Plain, in_order, plain, "neon");
+ops!(DOTPROD, Dotprod, in_planes, dotprod, "neon,dotprod");
+ops!(I8MM, I8mm, in_planes, dotprod, "neon,dotprod,i8mm");
 
 /// Whether this CPU has what [`PLAIN`] needs; every 64-bit ARM does, unless it has no floating point.
 pub(in crate::kernels) fn plain_available() -> bool {

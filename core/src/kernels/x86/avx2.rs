@@ -260,26 +260,29 @@ unsafe fn float_multiply_rows<const ROWS: usize>(
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn side_rows(b: SideTiles, ax: SideInput, out: &mut [[f32; TILE]]) {
-    debug_assert!(b.steps.len() == out.len() && b.codes.len() == out.len() * ax.codes.len());
-    let (mut codes, pairs) = (b.codes.as_ptr(), ax.codes.as_ptr().cast::<i32>());
+    debug_assert!(b.steps.len() == out.len() && b.codes.len() == out.len() * ax.runs.len());
+    let step = _mm256_set1_ps(b.step * ax.step);
+    let mut codes = b.codes.iter();
     for (steps, out) in b.steps.iter().zip(out) {
-        // SAFETY: 32 codes of two ranks and 16 outputs at a time; two codes of `ax` are one 32-bit number.
+        // SAFETY: 64 codes of 16 outputs at a time; four codes of `ax` are one 64-bit number.
         unsafe {
-            let mut dots = [_mm256_setzero_si256(); 2];
-            for index in 0..ax.codes.len() {
-                let ax = _mm256_set1_epi32(pairs.add(index).read_unaligned());
-                for (half, dot) in dots.iter_mut().enumerate() {
-                    let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(codes.cast::<__m128i>().add(half)));
+            // Of four outputs each, in two sums.
+            let mut dots = [_mm256_setzero_si256(); 4];
+            for (ax, codes) in ax.runs.iter().zip(&mut codes) {
+                let ax = _mm256_set1_epi64x(ax.codes.as_ptr().cast::<i64>().read());
+                for (quad, dot) in dots.iter_mut().enumerate() {
+                    let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(codes.as_ptr().cast::<__m128i>().add(quad)));
                     *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(b, ax));
                 }
-                codes = codes.add(1);
             }
-            for (half, dot) in dots.into_iter().enumerate() {
-                let factors = _mm256_mul_ps(_mm256_loadu_ps(steps.as_ptr().add(half * 8)), _mm256_set1_ps(ax.step));
+            for half in 0..2 {
+                let dot = _mm256_hadd_epi32(dots[half * 2], dots[half * 2 + 1]);
+                let dot = _mm256_cvtepi32_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(dot));
+                let steps = _mm256_cvtph_ps(_mm_loadu_si128(steps.as_ptr().add(half * 8).cast()));
                 let out = out.as_mut_ptr().add(half * 8);
-                _mm256_storeu_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factors, _mm256_loadu_ps(out)));
+                _mm256_storeu_ps(out, _mm256_fmadd_ps(dot, _mm256_mul_ps(steps, step), _mm256_loadu_ps(out)));
             }
         }
     }

@@ -223,21 +223,22 @@ unsafe fn float_multiply(panel: *const f32, x: &[f32], stride: usize, rows: usiz
 
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vnni")]
 unsafe fn side_rows(b: SideTiles, ax: SideInput, out: &mut [[f32; TILE]]) {
-    debug_assert!(b.steps.len() == out.len() && b.codes.len() == out.len() * ax.codes.len());
-    let (mut codes, pairs) = (b.codes.as_ptr(), ax.codes.as_ptr().cast::<i32>());
+    debug_assert!(b.steps.len() == out.len() && b.codes.len() == out.len() * ax.runs.len());
+    let step = _mm512_set1_ps(b.step * ax.step);
+    // The codes of `b` become unsigned by an offset of 128, which this takes off again.
+    let offset = ax.runs.iter().flat_map(|run| run.codes).map(|code| i32::from(code) * -128).fold(0, i32::wrapping_add);
+    let mut codes = b.codes.iter();
     for (steps, out) in b.steps.iter().zip(out) {
-        // SAFETY: 32 codes of two ranks and 16 outputs at a time; two codes of `ax` are one 32-bit number.
+        // SAFETY: 64 codes of 16 outputs at a time; four bytes of `ax` are one 32-bit number.
         unsafe {
-            // Two chains of additions, so that one need not wait for the other.
-            let mut dots = [_mm512_setzero_si512(); 2];
-            for index in 0..ax.codes.len() {
-                let ax = _mm512_set1_epi32(pairs.add(index).read_unaligned());
-                let b = _mm512_cvtepi8_epi16(_mm256_loadu_si256(codes.cast()));
-                dots[index % 2] = _mm512_dpwssd_epi32(dots[index % 2], b, ax);
-                codes = codes.add(1);
+            let (mut high, mut low) = (_mm512_setzero_si512(), _mm512_set1_epi32(offset));
+            for (ax, codes) in ax.runs.iter().zip(&mut codes) {
+                let b = _mm512_xor_si512(_mm512_loadu_si512(codes.as_ptr().cast()), _mm512_set1_epi8(i8::MIN));
+                high = _mm512_dpbusd_epi32(high, b, _mm512_set1_epi32(ax.high.as_ptr().cast::<i32>().read()));
+                low = _mm512_dpbusd_epi32(low, b, _mm512_set1_epi32(ax.low.as_ptr().cast::<i32>().read()));
             }
-            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[0], dots[1]));
-            let factors = _mm512_mul_ps(_mm512_loadu_ps(steps.as_ptr()), _mm512_set1_ps(ax.step));
+            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(high), low));
+            let factors = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256(steps.as_ptr().cast())), step);
             _mm512_storeu_ps(out.as_mut_ptr(), _mm512_fmadd_ps(dot, factors, _mm512_loadu_ps(out.as_ptr())));
         }
     }
