@@ -18,8 +18,8 @@ use super::side_path::{OnnxLora, Place};
 pub(super) const SIDE_PATH: &str = "SidePath";
 /// Its attributes: the layer, the first of its targets, and how many.
 pub(super) const ATTRIBUTES: [&str; 3] = ["layer", "first_target", "targets"];
-/// Rows that a thread takes at once.
-const ROWS_AT_ONCE: usize = 16;
+/// Rows that kernels compute at once: no thread takes fewer.
+const LEAST_ROWS: usize = 8;
 /// Extents of a tensor, at most.
 const EXTENTS_MAX: usize = 4;
 
@@ -93,12 +93,14 @@ impl Kernel for SidePathKernel {
             let (x, y) = unsafe { operands.rows(rows, cols, width) };
             layer.add(self.targets.clone(), x, y);
         };
-        let parts = rows.div_ceil(ROWS_AT_ONCE);
-        if parts == 1 || self.threads == 1 {
+        // A parallel region costs more than the arithmetic of a lone row.
+        let per_thread = rows.div_ceil(self.threads).next_multiple_of(LEAST_ROWS);
+        let parts = rows.div_ceil(per_thread);
+        if parts == 1 {
             add(0..rows);
             return Ok(());
         }
-        context.par_for(parts, self.threads, |part| add(part * ROWS_AT_ONCE..rows.min((part + 1) * ROWS_AT_ONCE)))
+        context.par_for(parts, self.threads, |part| add(part * per_thread..rows.min((part + 1) * per_thread)))
     }
 }
 
