@@ -1,6 +1,7 @@
 use std::ops::Range;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::Kernels;
 use super::activations::{self, TILE};
@@ -114,24 +115,30 @@ impl SideTarget {
     fn new(memory: &SideMemory, pair: &LoraPair, scale: f32) -> Self {
         let (out, rank) = pair.b.dim();
         let (tiles, runs) = (out.div_ceil(TILE), rank.div_ceil(RUN));
-        let mut codes = vec![0; tiles * runs * RUN * TILE];
-        let mut steps = vec![f16::ZERO; tiles * TILE];
         let values = pair.b.as_standard_layout();
         let values = values.as_slice().expect("standard layout");
+        let rows = || values.chunks_exact(rank.max(1));
         // Relative to the largest one, no step that matters is too small for 16 bits.
         let unit = largest(values) / CODE_MAX;
-        for (output, row) in values.chunks_exact(rank.max(1)).enumerate() {
-            let step = step_at_least(largest(row) / CODE_MAX * inverse(unit));
-            let inverse = inverse(step.to_f32() * unit);
-            steps[output] = step;
-            let tile = &mut codes[output / TILE * runs * RUN * TILE..][..runs * RUN * TILE];
-            for (run, values) in row.chunks(RUN).enumerate() {
-                for (index, value) in values.iter().enumerate() {
-                    tile[(run * TILE + output % TILE) * RUN + index] = round(value * inverse) as i8;
+        let exact: Vec<f32> = rows().map(|row| largest(row) / CODE_MAX * inverse(unit)).collect();
+        let (mut steps, rounded) = steps_at_least(&exact);
+        steps.resize(tiles * TILE, f16::ZERO);
+        let mut codes = vec![[0; RUN]; tiles * runs * TILE];
+        let mut row_codes = vec![0; rank];
+        for (output, (row, step)) in rows().zip(rounded).enumerate() {
+            let inverse = inverse(step * unit);
+            // Row by row and only then to their places: as many instructions for sixteen as for one.
+            row_codes.iter_mut().zip(row).for_each(|(code, value)| *code = round(value * inverse) as i8);
+            let places = codes[output / TILE * runs * TILE + output % TILE..].iter_mut().step_by(TILE);
+            for (place, run) in places.zip(row_codes.chunks(RUN)) {
+                match run.as_array() {
+                    Some(run) => *place = *run,
+                    None => place[..run.len()].copy_from_slice(run),
                 }
             }
         }
-        let (codes, steps) = (memory.keep(&codes), memory.keep(&steps));
+        let codes = codes.as_flattened();
+        let (codes, steps) = (memory.keep(codes), memory.keep(&steps));
         Self { index: 0, start: 0, first_run: 0, rank, out, codes, steps, step: scale * unit }
     }
 
@@ -170,14 +177,15 @@ pub(super) fn prefetch<T>(values: &[T]) {
 /// Rows of `a` in Q8_0 whose blocks have one step per row.
 fn quantize_rows(values: &[f32], cols: usize, out: &mut [u8]) {
     let blocks = out.as_chunks_mut::<{ size_of::<u16>() + 32 }>().0;
-    for (row, blocks) in values.chunks_exact(cols).zip(blocks.chunks_exact_mut(cols / 32)) {
-        let step = step_at_least(largest(row) / CODE_MAX);
-        let inverse = inverse(step.to_f32());
-        for (values, block) in row.chunks_exact(32).zip(blocks) {
+    let exact: Vec<f32> = values.chunks_exact(cols).map(|row| largest(row) / CODE_MAX).collect();
+    let (steps, rounded) = steps_at_least(&exact);
+    let rows = values.chunks_exact(cols).zip(blocks.chunks_exact_mut(cols / 32));
+    for ((row, blocks), (step, rounded)) in rows.zip(steps.iter().zip(rounded)) {
+        let inverse = inverse(rounded);
+        for (values, block) in row.as_chunks::<32>().0.iter().zip(blocks) {
+            let codes = values.map(|value| round(value * inverse) as i8 as u8);
             block[..2].copy_from_slice(&step.to_le_bytes());
-            for (value, code) in values.iter().zip(&mut block[2..]) {
-                *code = round(value * inverse) as i8 as u8;
-            }
+            block[2..].copy_from_slice(&codes);
         }
     }
 }
@@ -185,14 +193,23 @@ fn quantize_rows(values: &[f32], cols: usize, out: &mut [u8]) {
 /// Largest code of `a` and `b`.
 const CODE_MAX: f32 = 127.0;
 
+/// Largest magnitude.
 fn largest(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |largest, value| largest.max(value.abs()))
+    // Bits of magnitudes are in order, and unlike `f32::max` their maxima are found four or more at a time.
+    let magnitudes = values.iter().map(|value| value.abs().to_bits() as i32);
+    f32::from_bits(magnitudes.fold(0, i32::max) as u32)
 }
 
-/// Rounded up, so that no code is beyond [`CODE_MAX`].
-fn step_at_least(exact: f32) -> f16 {
-    let step = f16::from_f32(exact);
-    if step.to_f32() < exact { f16::from_bits(step.to_bits() + 1) } else { step }
+/// Rounded up, so that no code is beyond [`CODE_MAX`]; and what they are.
+fn steps_at_least(exact: &[f32]) -> (Vec<f16>, Vec<f32>) {
+    let (mut steps, mut rounded) = (vec![f16::ZERO; exact.len()], vec![0.0; exact.len()]);
+    steps.convert_from_f32_slice(exact);
+    steps.convert_to_f32_slice(&mut rounded);
+    for (step, (rounded, exact)) in steps.iter_mut().zip(rounded.iter().zip(exact)) {
+        *step = f16::from_bits(step.to_bits() + u16::from(rounded < exact));
+    }
+    steps.convert_to_f32_slice(&mut rounded);
+    (steps, rounded)
 }
 
 /// `1 / step`; 0 of a denormal, whose inverse would be infinite.
