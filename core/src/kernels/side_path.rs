@@ -131,7 +131,7 @@ impl SideTarget {
             row_codes.iter_mut().zip(row).for_each(|(code, value)| *code = round(value * inverse) as i8);
             let places = codes[output / TILE * runs * TILE + output % TILE..].iter_mut().step_by(TILE);
             for (place, run) in places.zip(row_codes.chunks(RUN)) {
-                match run.as_array() {
+                match run.first_chunk() {
                     Some(run) => *place = *run,
                     None => place[..run.len()].copy_from_slice(run),
                 }
