@@ -1,4 +1,4 @@
-use super::lone_row::LoneRowBuffers;
+use super::lone_row::Parts;
 use super::{Kernels, OutPointer};
 use crate::threads::{Chunks, ThreadPool};
 
@@ -41,7 +41,7 @@ pub struct Activations {
     half_sums: Buffer,
     /// `a·x` of the side path for several rows, and for one.
     pub(super) side: Vec<f32>,
-    pub(super) lone_row: LoneRowBuffers,
+    pub(super) lone_row: Parts,
 }
 
 impl Activations {

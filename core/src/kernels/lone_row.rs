@@ -1,21 +1,43 @@
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::OutPointer;
 use super::activations::TILE;
 use super::panels::Panels;
 use super::side_path::{RankRun, SideInput, SidePath, SideTarget, round_input};
-use crate::threads::Shares;
 
 /// Spins between two yields while a worker waits for another, which may have lost its core.
 const SPINS_BEFORE_YIELD: u32 = 2_000;
-/// Stretches of columns per panel of `a`: parts that workers share, the same however many there are.
+/// Stretches of columns per panel of `a`: what workers share, the same however many there are.
 pub(super) const COLUMN_PARTS: usize = 4;
 
-/// Buffers of a [`LoneRow`], reused from call to call.
+/// `[panels, column parts, 16]` of a [`LoneRow`], reused from call to call.
+pub(super) type Parts = Vec<[f32; TILE]>;
+
+/// `a·x` of the only row of an input, computed inside the region that needs it: a region of its own, or one worker alone,
+/// would cost as much as all the rest of the side path.
+///
+/// A worker fetches its parts of `a` at the start and computes with them after its first product, by when they have come
+/// from memory. After all products it adds up everybody's parts. What one core writes and another reads costs as much as
+/// the arithmetic, so each worker's parts and one count are all that they exchange.
+pub(super) struct LoneRow<'a> {
+    path: &'a SidePath,
+    parts: *mut [f32; TILE],
+    part_count: usize,
+    worker_count: usize,
+    computing: Computing,
+}
+
+/// Workers whose parts are not computed yet; in a cache line of its own, since writing it takes the line from all others.
+#[repr(align(64))]
+struct Computing(AtomicUsize);
+
+// SAFETY: every part is written by one worker, before it leaves `computing`, and read when all have.
+unsafe impl Sync for LoneRow<'_> {}
+
+/// What one worker has of a [`LoneRow`]; its buffers are reused from call to call.
 #[derive(Default)]
-pub(super) struct LoneRowBuffers {
-    /// `[panels, column parts, 16]`
-    parts: Vec<[f32; TILE]>,
+pub(super) struct Share {
+    worker: usize,
+    computed: bool,
     /// `[panels, 16]`
     ax: Vec<f32>,
     /// Of all targets.
@@ -24,81 +46,44 @@ pub(super) struct LoneRowBuffers {
     steps: Vec<f32>,
 }
 
-/// `a·x` of the only row of an input, computed inside the region that needs it: a region of its own, or one worker alone,
-/// would cost as much as all the rest of the side path.
-///
-/// A worker fetches its part of `a` at the start and computes with it after its first product, by when it has come from
-/// memory; who finishes the last part adds them up. The sums are used after all products.
-pub(super) struct LoneRow<'a> {
-    path: &'a SidePath,
-    parts: *mut [f32; TILE],
-    ax: OutPointer,
-    runs: *mut RankRun,
-    steps: *mut f32,
-    shares: Shares,
-    worker_count: usize,
-    /// Parts that are not computed yet.
-    left: AtomicUsize,
-    ready: AtomicBool,
-}
-
-// SAFETY: `shares` hands every part to one worker; `ax`, `runs` and `steps` are written by one, before `ready`, and read
-// after it.
-unsafe impl Sync for LoneRow<'_> {}
-
 impl<'a> LoneRow<'a> {
-    pub(super) fn new(path: &'a SidePath, buffers: &'a mut LoneRowBuffers, worker_count: usize) -> Self {
+    pub(super) fn new(path: &'a SidePath, parts: &'a mut Parts, worker_count: usize) -> Self {
         let part_count = path.a.count() * COLUMN_PARTS;
-        buffers.parts.resize(part_count, [0.0; TILE]);
-        buffers.ax.resize(path.a.count() * TILE, 0.0);
-        buffers.runs.resize(path.run_count(), RankRun::default());
-        buffers.steps.resize(path.targets.len(), 0.0);
-        Self {
-            path,
-            parts: buffers.parts.as_mut_ptr(),
-            ax: OutPointer(buffers.ax.as_mut_ptr()),
-            runs: buffers.runs.as_mut_ptr(),
-            steps: buffers.steps.as_mut_ptr(),
-            shares: Shares::new(part_count, 1, worker_count, worker_count),
-            worker_count,
-            left: AtomicUsize::new(part_count),
-            ready: AtomicBool::new(part_count == 0),
-        }
+        parts.resize(part_count, [0.0; TILE]);
+        let computing = Computing(AtomicUsize::new(worker_count));
+        Self { path, parts: parts.as_mut_ptr(), part_count, worker_count, computing }
     }
 
     pub(super) fn a(&self) -> &Panels {
         &self.path.a
     }
 
-    /// Fetches what `worker` will compute with as a rule.
-    pub(super) fn prefetch(&self, worker: usize) {
+    /// What every worker does first. It fetches what [`compute`](Self::compute) needs.
+    pub(super) fn start(&self, share: &mut Share, worker: usize) {
+        (share.worker, share.computed) = (worker, false);
         self.path.a.prefetch(worker, self.worker_count);
     }
 
-    /// Computes parts, `worker`'s own first, until all are taken. `product(panel, column part)` must not panic: other
-    /// workers wait for every part.
-    pub(super) fn compute(&self, worker: usize, product: impl Fn(usize, usize) -> [f32; TILE]) {
-        if self.left.load(Ordering::Relaxed) == 0 {
+    /// Computes the worker's parts, unless it has; every worker must, since all wait for all parts.
+    /// `product(panel, column part)` must not panic.
+    pub(super) fn compute(&self, share: &mut Share, product: impl Fn(usize, usize) -> [f32; TILE]) {
+        if share.computed {
             return;
         }
-        while let Some(parts) = self.shares.take(worker) {
-            for part in parts.clone() {
-                let values = product(part / COLUMN_PARTS, part % COLUMN_PARTS);
-                // SAFETY: `shares` hands this part to this worker.
-                unsafe { *self.parts.add(part) = values };
-            }
-            // The last to finish sees what the others wrote.
-            if self.left.fetch_sub(parts.len(), Ordering::AcqRel) == parts.len() {
-                self.finish();
-                self.ready.store(true, Ordering::Release);
-            }
+        let first = |worker: usize| self.part_count * worker / self.worker_count;
+        for part in first(share.worker)..first(share.worker + 1) {
+            let values = product(part / COLUMN_PARTS, part % COLUMN_PARTS);
+            // SAFETY: no other worker has this part.
+            unsafe { *self.parts.add(part) = values };
         }
+        share.computed = true;
+        self.computing.0.fetch_sub(1, Ordering::Release);
     }
 
-    /// `target`'s part of `a·x`, once the workers have computed it.
-    pub(super) fn wait(&self, target: &SideTarget) -> SideInput<'_> {
+    /// Adds up the parts and rounds their sums, once all workers have computed theirs.
+    pub(super) fn finish(&self, share: &mut Share) {
         let mut spins = 0u32;
-        while !self.ready.load(Ordering::Acquire) {
+        while self.computing.0.load(Ordering::Acquire) > 0 {
             spins = spins.wrapping_add(1);
             if spins.is_multiple_of(SPINS_BEFORE_YIELD) {
                 std::thread::yield_now();
@@ -106,27 +91,25 @@ impl<'a> LoneRow<'a> {
                 std::hint::spin_loop();
             }
         }
-        // SAFETY: nobody writes after `ready`; the buffers have the sizes of `new`.
-        unsafe {
-            let runs = std::slice::from_raw_parts(self.runs.add(target.first_run), target.run_count());
-            SideInput { runs, step: *self.steps.add(target.index) }
+        share.ax.resize(self.path.a.count() * TILE, 0.0);
+        share.runs.resize(self.path.run_count(), RankRun::default());
+        share.steps.resize(self.path.targets.len(), 0.0);
+        // SAFETY: all parts are written, and nobody writes them again.
+        let parts = unsafe { std::slice::from_raw_parts(self.parts, self.part_count) };
+        for (parts, ax) in parts.as_chunks::<COLUMN_PARTS>().0.iter().zip(share.ax.as_chunks_mut::<TILE>().0) {
+            *ax = std::array::from_fn(|index| parts.iter().map(|part| part[index]).sum());
+        }
+        for target in self.path.targets.iter().flatten() {
+            let runs = &mut share.runs[target.first_run..][..target.run_count()];
+            share.steps[target.index] = round_input(&share.ax[target.start..][..target.rank], runs);
         }
     }
+}
 
-    /// Adds up the parts and rounds their sums.
-    fn finish(&self) {
-        let count = self.path.a.count();
-        // SAFETY: all parts are written, and only this worker goes on from here; the buffers have the sizes of `new`.
-        unsafe {
-            let parts = std::slice::from_raw_parts(self.parts, count * COLUMN_PARTS);
-            let ax = self.ax.slice(0, count * TILE);
-            for (parts, ax) in parts.as_chunks::<COLUMN_PARTS>().0.iter().zip(ax.as_chunks_mut::<TILE>().0) {
-                *ax = std::array::from_fn(|index| parts.iter().map(|part| part[index]).sum());
-            }
-            for target in self.path.targets.iter().flatten() {
-                let runs = std::slice::from_raw_parts_mut(self.runs.add(target.first_run), target.run_count());
-                *self.steps.add(target.index) = round_input(&ax[target.start..][..target.rank], runs);
-            }
-        }
+impl Share {
+    /// `target`'s part of `a·x`, of a finished one.
+    pub(super) fn input(&self, target: &SideTarget) -> SideInput<'_> {
+        let runs = &self.runs[target.first_run..][..target.run_count()];
+        SideInput { runs, step: self.steps[target.index] }
     }
 }

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use super::activations::{BLOCK, CODES_BYTES, GROUP, Group, Input, Quantized, TILE};
 use super::formats::is_float;
-use super::lone_row::{COLUMN_PARTS, LoneRow};
+use super::lone_row::{COLUMN_PARTS, LoneRow, Share};
 use super::panels::{PanelBuffer, Panels};
-use super::side_path::{SidePath, SideTarget};
+use super::side_path::{SideInput, SidePath, SideTarget};
 use super::{Block, Kernels, OutPointer, Panel};
 use crate::model::Activation;
 use crate::quant::{BlockType, QMatrix};
@@ -48,7 +48,7 @@ struct Shared<'a> {
 struct Scratch {
     panels: [PanelBuffer; 2],
     side: [Vec<f32>; 2],
-    worker: usize,
+    lone_row: Share,
     /// Of one row, `up·x` while the gate's product is in the output.
     ups: Vec<f32>,
     /// Of one row, the features whose products are done: index of the product and stretch.
@@ -105,11 +105,13 @@ impl Kernels {
                         }
                     });
                 }
+                shared.finish(scratch);
                 for (index, features) in scratch.done.drain(..) {
                     if let Some(target) = side.and_then(|side| side.targets[index].as_ref()) {
                         let out = OutPointer(products[index].out.as_ptr().cast_mut());
                         // SAFETY: this worker alone has computed these features.
-                        shared.add_side(target, features.clone(), unsafe { out.slice(features.start, features.len()) });
+                        let out = unsafe { out.slice(features.start, features.len()) };
+                        shared.add_side(target, scratch.lone_row.input(target), features, out);
                     }
                 }
             });
@@ -149,16 +151,17 @@ impl Kernels {
                         unsafe { gated_tiles(&shared, scratch, [gate, up], targets, activation, out, tiles, rows) };
                     });
                 }
-                let Scratch { ups, done, .. } = scratch;
+                shared.finish(scratch);
+                let Scratch { ups, done, lone_row, .. } = scratch;
                 for (_, features) in done.drain(..) {
                     // SAFETY: this worker alone has computed these features.
                     let gates = unsafe { out.slice(features.start, features.len()) };
                     let ups = &mut ups[features.clone()];
                     if let Some(target) = targets[0] {
-                        shared.add_side(target, features.clone(), gates);
+                        shared.add_side(target, lone_row.input(target), features.clone(), gates);
                     }
                     if let Some(target) = targets[1] {
-                        shared.add_side(target, features, ups);
+                        shared.add_side(target, lone_row.input(target), features, ups);
                     }
                     // SAFETY: `kernels` proves the instruction set.
                     unsafe { activate(gates, ups) };
@@ -272,7 +275,7 @@ unsafe fn product_tiles(
         let range = tiles.start * TILE..(tiles.end * TILE).min(features);
         // SAFETY: the caller's promise.
         let out = unsafe { out.slice(range.start, range.len()) };
-        shared.gemv(product.weight, side, range.clone(), out, scratch.worker);
+        shared.gemv(product.weight, side, range.clone(), out, &mut scratch.lone_row);
         if let Some(bias) = product.bias {
             out.iter_mut().zip(&bias[range.clone()]).for_each(|(out, bias)| *out += bias);
         }
@@ -321,8 +324,8 @@ unsafe fn gated_tiles(
         if scratch.ups.len() < features {
             scratch.ups.resize(features, 0.0);
         }
-        shared.gemv(gate, side[0], range.clone(), out, scratch.worker);
-        shared.gemv(up, side[1], range.clone(), &mut scratch.ups[range.clone()], scratch.worker);
+        shared.gemv(gate, side[0], range.clone(), out, &mut scratch.lone_row);
+        shared.gemv(up, side[1], range.clone(), &mut scratch.ups[range.clone()], &mut scratch.lone_row);
         scratch.note(0, range);
         return;
     }
@@ -349,11 +352,25 @@ unsafe fn gated_tiles(
 impl Shared<'_> {
     /// What a worker does first in a region.
     fn start(&self, scratch: &mut Scratch, worker: usize) {
-        scratch.worker = worker;
         // A panic may have left some.
         scratch.done.clear();
         if let Some(lone_row) = &self.lone_row {
-            lone_row.prefetch(worker);
+            lone_row.start(&mut scratch.lone_row, worker);
+        }
+    }
+
+    /// What a worker does after its products: `a·x` of one row is ready then.
+    fn finish(&self, scratch: &mut Scratch) {
+        self.reduce_parts(&mut scratch.lone_row);
+        if let Some(lone_row) = self.lone_row.as_ref().filter(|_| !scratch.done.is_empty()) {
+            lone_row.finish(&mut scratch.lone_row);
+        }
+    }
+
+    /// The worker's parts of one row's `a·x`, unless it has computed them.
+    fn reduce_parts(&self, share: &mut Share) {
+        if let Some(lone_row) = &self.lone_row {
+            lone_row.compute(share, |panel, part| self.reduce_part(lone_row.a(), panel, part));
         }
     }
 
@@ -422,14 +439,14 @@ impl Shared<'_> {
         block[0]
     }
 
-    /// `out = W[features, ..] · x` for an input of one row; then parts of `a·x`, if any are left.
+    /// `out = W[features, ..] · x` for an input of one row; then the worker's parts of `a·x`.
     fn gemv(
         &self,
         weight: &QMatrix,
         side: Option<&SideTarget>,
         features: Range<usize>,
         out: &mut [f32],
-        worker: usize,
+        share: &mut Share,
     ) {
         if let Some(side) = side {
             side.prefetch(tiles(&features));
@@ -446,15 +463,12 @@ impl Shared<'_> {
                 (ops.gemv)(block_type)(weights, size, x, out);
             }
         }
-        if let Some(lone_row) = &self.lone_row {
-            lone_row.compute(worker, |panel, part| self.reduce_part(lone_row.a(), panel, part));
-        }
+        self.reduce_parts(share);
     }
 
     /// `out += b[features, ..] · a·x` for an input of one row; the range starts at a tile.
-    fn add_side(&self, side: &SideTarget, features: Range<usize>, out: &mut [f32]) {
-        let Some(lone_row) = &self.lone_row else { return };
-        let (ops, ax, tiles) = (self.kernels.ops, lone_row.wait(side), tiles(&features));
+    fn add_side(&self, side: &SideTarget, ax: SideInput, features: Range<usize>, out: &mut [f32]) {
+        let (ops, tiles) = (self.kernels.ops, tiles(&features));
         let (whole, rest) = out.as_chunks_mut::<TILE>();
         let whole_tiles = tiles.start..tiles.start + whole.len();
         // SAFETY: `kernels` proves the instruction set; tiles and runs are as many on both sides.
