@@ -13,7 +13,7 @@ use crate::quant::{BlockType, QMatrix, WeightBytes, quantize};
 /// LoRA pairs whose targets share one input, ready to run beside the matrix product: `y += scale · b·(a·x)`.
 ///
 /// The `a` of all pairs are one matrix, so that `a·x` is computed once; `b` lies in the order in which products write
-/// their outputs, [`RUN`] ranks at a time, as the instructions for products of bytes add them up. Both have 8 bits per
+/// their outputs, four ranks at a time, as the instructions for products of bytes add them up. Both have 8 bits per
 /// value and one step per row, which keeps the delta to within 1% of its size.
 pub struct SidePath {
     /// `[Σ rank, in]`
