@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use edgeweld::CancelToken;
 use edgeweld::generate::{Device, Engine, GenerateOptions, LoadOptions};
 use edgeweld::gguf::GgufFile;
+use edgeweld::kernels::{Isa, Kernels};
 #[cfg(feature = "onnx")]
 use edgeweld::model::Onnx;
 use edgeweld::model::{Backend, Cpu, CpuOptions, Decoder, LogitRows, Runner};
@@ -85,6 +86,9 @@ pub(crate) struct Options {
     /// What computes
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
+    /// Instruction set of our CPU kernels, to compare with a rival that is built for it; default: the best this CPU has
+    #[arg(long, env = "EDGEWELD_BENCH_ISA")]
+    isa: Option<Isa>,
     /// Run a random rank-16 pack beside the FFN
     #[arg(long)]
     with_pack: bool,
@@ -153,6 +157,13 @@ impl Options {
         self.device.load(&self.model, options)
     }
 
+    fn cpu(&self) -> Result<Cpu> {
+        let options = CpuOptions { threads: Some(self.threads), ..CpuOptions::default() };
+        let Some(isa) = self.isa else { return Ok(Cpu::new(&options)?) };
+        let kernels = Kernels::new(isa).with_context(|| format!("this CPU has no {isa}"))?;
+        Ok(Cpu::with_kernels(&options, kernels)?)
+    }
+
     /// Runs `run` on a sequence of `context_length` tokens. The whole engine is in memory meanwhile, as in an app.
     fn with_runner(
         &self,
@@ -161,19 +172,21 @@ impl Options {
     ) -> Result<f64> {
         let engine = self.load(context_length)?;
         let vocab = engine.tokenizer().vocab_size() as u32;
-        if !self.with_pack {
+        if !self.with_pack && self.isa.is_none() {
             return Ok(run(&mut *engine.runner()?, vocab)?);
         }
-        let (file, threads) = (GgufFile::open(&self.model)?, Some(self.threads));
+        let file = GgufFile::open(&self.model)?;
         let mut runner = match self.device {
             #[cfg(feature = "onnx")]
             DeviceName::Onnx => {
                 // The engine's own session would be a second copy of the weights.
                 drop(engine);
                 let folder = onnx::folder(&self.model);
-                with_random_pack(Onnx::open(&folder, &file, &onnx::options()?, threads)?, &file, context_length)?
+                let onnx = Onnx::open(&folder, &file, &onnx::options()?, Some(self.threads))?;
+                with_random_pack(onnx, &file, context_length)?
             }
-            _ => with_random_pack(Cpu::new(&CpuOptions { threads, ..CpuOptions::default() })?, &file, context_length)?,
+            _ if self.with_pack => with_random_pack(self.cpu()?, &file, context_length)?,
+            _ => Cpu::runner(&decoder(self.cpu()?, &file)?, context_length, None)?,
         };
         Ok(run(&mut *runner, vocab)?)
     }
@@ -211,17 +224,19 @@ fn in_turn(options: &Options) -> Result<()> {
         Measure::Prefill(tokens) => (0, tokens, PREFILL_TURNS),
         Measure::Decode(depth) => (depth, DECODE_TURN_TOKENS, DECODE_TURNS),
     };
-    let (file, threads, context) = (GgufFile::open(&options.model)?, Some(options.threads), depth + tokens);
+    let (file, context) = (GgufFile::open(&options.model)?, depth + tokens);
     let (mut runners, settle) = match options.device {
         DeviceName::Cpu => {
-            let decoder = decoder(Cpu::new(&CpuOptions { threads, ..CpuOptions::default() })?, &file)?;
+            let decoder = decoder(options.cpu()?, &file)?;
             (without_and_with_pack([&decoder, &decoder], context)?, Duration::ZERO)
         }
         DeviceName::Exact => anyhow::bail!("candle is not measured in turn"),
         #[cfg(feature = "onnx")]
         DeviceName::Onnx => {
             // A graph with a side path has its nodes without a pack too: each side has a graph of its own.
-            let onnx = || anyhow::Ok(Onnx::open(&onnx::folder(&options.model), &file, &onnx::options()?, threads)?);
+            let onnx = || {
+                anyhow::Ok(Onnx::open(&onnx::folder(&options.model), &file, &onnx::options()?, Some(options.threads))?)
+            };
             (without_and_with_pack([&decoder(onnx()?, &file)?, &decoder(onnx()?, &file)?], context)?, SPIN)
         }
     };
