@@ -1,23 +1,23 @@
+mod many_rows;
+mod one_row;
 mod side_alone;
+mod units;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::activations::{BLOCK, CODES_BYTES, GROUP, Group, Input, Quantized, TILE};
 use super::formats::is_float;
-use super::lone_row::{COLUMN_PARTS, LoneRow, Share};
+use super::lone_row::{LoneRow, Share};
 use super::panels::{PanelBuffer, Panels};
 use super::side_path::{SideInput, SidePath, SideTarget};
 use super::{Block, Kernels, OutPointer, Panel};
 use crate::model::Activation;
 use crate::quant::{BlockType, QMatrix};
-use crate::threads::{Shares, ThreadPool};
+use crate::threads::ThreadPool;
 
-/// Rows that are multiplied with a panel before the next panel is unpacked: few enough for their codes to stay in
-/// the second-level cache.
-const ROWS_PER_PASS: usize = 256;
-/// The last chunks of a region are this part of a worker's share: so long may one wait for the others.
-const LEAST_PER_WORKER: usize = 64;
+use many_rows::Unpacked;
+use units::Units;
 
 /// One matrix product `y[r, o] = Σ x[r, i] · W[o, i] + bias[o]`.
 pub struct Product<'a> {
@@ -219,43 +219,6 @@ fn check(x: &Input, weight: &QMatrix, out: &[f32], side: Option<&SidePath>, inde
     }
 }
 
-/// How rows × tiles are cut: a unit is one tile for one pass of rows; passes are the outer order, so that
-/// neighbouring units read neighbouring weights.
-struct Units {
-    rows: usize,
-    rows_per_pass: usize,
-}
-
-impl Units {
-    fn new(rows: usize, features: usize, pool: &ThreadPool) -> Self {
-        // With few tiles per worker (`a·x` of a side path), rows are cut smaller so that all workers have some.
-        let tiles = features.div_ceil(TILE).max(1);
-        let passes = (pool.worker_count() * 4).div_ceil(tiles);
-        let rows_per_pass = rows.div_ceil(passes).next_multiple_of(GROUP).min(ROWS_PER_PASS);
-        Self { rows, rows_per_pass }
-    }
-
-    fn chunks(&self, tiles: usize, pool: &ThreadPool) -> Shares {
-        let (units, workers) = (tiles * self.rows.div_ceil(self.rows_per_pass), pool.worker_count());
-        let least = if workers == 1 { units } else { units / (workers * LEAST_PER_WORKER) };
-        // One row's cost is reading weights, and one stretch of memory per worker is read fastest; more rows' workers
-        // share what they unpack from.
-        Shares::new(units, least, if self.rows == 1 { workers } else { 1 }, workers)
-    }
-
-    /// Calls `run(rows, tiles)` for each pass that `units` touches.
-    fn split(&self, units: Range<usize>, tiles: usize, mut run: impl FnMut(Range<usize>, Range<usize>)) {
-        let mut unit = units.start;
-        while unit < units.end {
-            let pass = unit / tiles;
-            let end = ((pass + 1) * tiles).min(units.end);
-            let first = pass * self.rows_per_pass;
-            run(first..(first + self.rows_per_pass).min(self.rows), unit % tiles..unit % tiles + end - unit);
-            unit = end;
-        }
-    }
-}
-
 /// Of one row, all but the side path, which comes after all products: between them it would keep the memory waiting.
 ///
 /// # Safety
@@ -345,198 +308,6 @@ unsafe fn gated_tiles(
                 // SAFETY: the caller's promise.
                 unsafe { out.slice(row * features + first, width) }.copy_from_slice(&values[..width]);
             }
-        }
-    }
-}
-
-impl Shared<'_> {
-    /// What a worker does first in a region.
-    fn start(&self, scratch: &mut Scratch, worker: usize) {
-        // A panic may have left some.
-        scratch.done.clear();
-        if let Some(lone_row) = &self.lone_row {
-            lone_row.start(&mut scratch.lone_row, worker);
-        }
-    }
-
-    /// What a worker does after its products: `a·x` of one row is ready then.
-    fn finish(&self, scratch: &mut Scratch) {
-        self.reduce_parts(&mut scratch.lone_row);
-        if let Some(lone_row) = self.lone_row.as_ref().filter(|_| !scratch.done.is_empty()) {
-            lone_row.finish(&mut scratch.lone_row);
-        }
-    }
-
-    /// The worker's parts of one row's `a·x`, unless it has computed them.
-    fn reduce_parts(&self, share: &mut Share) {
-        if let Some(lone_row) = &self.lone_row {
-            lone_row.compute(share, |panel, part| self.reduce_part(lone_row.a(), panel, part));
-        }
-    }
-
-    /// `a·x` of several rows, `[rows, Σ rank]`.
-    fn reduce(&self, pool: &ThreadPool, a: &Panels, out: &mut [f32]) {
-        let out = OutPointer(out.as_mut_ptr());
-        // A region costs as much as some 20,000 products.
-        if self.rows * self.cols * self.side_stride < 40_000 {
-            // SAFETY: only this thread writes.
-            return unsafe { self.reduce_rows(a, 0..a.count(), 0..self.rows, &out) };
-        }
-        let units = Units::new(self.rows, self.side_stride, pool);
-        let chunks = units.chunks(a.count(), pool);
-        let out = &out;
-        pool.run(|worker, _| {
-            while let Some(range) = chunks.take(worker) {
-                // SAFETY: `chunks` hands every tile of these rows to one worker.
-                units.split(range, a.count(), |rows, tiles| unsafe { self.reduce_rows(a, tiles, rows, out) });
-            }
-        });
-    }
-
-    /// # Safety
-    /// `out` is `[rows of the input, Σ rank]`; no one else writes these rows' part of these tiles.
-    unsafe fn reduce_rows(&self, a: &Panels, tiles: Range<usize>, rows: Range<usize>, out: &OutPointer) {
-        let mut block = Block::default();
-        for tile in tiles {
-            let unpacked = Unpacked { block_type: a.block_type, panel: a.panel(tile), side: None };
-            let width = (a.rows - tile * TILE).min(TILE);
-            for group in rows.start / GROUP..rows.end.div_ceil(GROUP) {
-                unpacked.multiply(self, group, &mut block);
-                for (row, values) in (group * GROUP..rows.end).zip(&block) {
-                    // SAFETY: the caller's promise.
-                    unsafe { out.slice(row * a.rows + tile * TILE, width) }.copy_from_slice(&values[..width]);
-                }
-            }
-        }
-    }
-
-    /// One row's product with some columns of 16 rows of `a`.
-    fn reduce_part(&self, a: &Panels, panel: usize, part: usize) -> [f32; TILE] {
-        let (ops, mut panel) = (self.kernels.ops, a.panel(panel));
-        let mut block = Block::default();
-        let Some(quantized) = self.quantized.filter(|_| !is_float(a.block_type)) else {
-            if part == 0 {
-                // SAFETY: `kernels` proves the instruction set; the panel holds as many columns as the input.
-                unsafe { (ops.float_multiply)(panel.d, self.values, self.cols, 1, self.cols, &mut block) };
-            }
-            return block[0];
-        };
-        let x = quantized.group(0);
-        let (first, end) = (x.blocks * part / COLUMN_PARTS, x.blocks * (part + 1) / COLUMN_PARTS);
-        // SAFETY: as above; the blocks are those of the input's only row.
-        unsafe {
-            panel.codes = panel.codes.add(first * BLOCK * TILE);
-            let x = Group {
-                codes: x.codes.add(first * CODES_BYTES),
-                scales: x.scales.add(first),
-                sums: x.sums.add(first),
-                half_sums: x.half_sums.add(first * 2),
-                rows: 1,
-                blocks: end - first,
-            };
-            (ops.multiply)(a.block_type)(panel, x, &mut block);
-        }
-        block[0]
-    }
-
-    /// `out = W[features, ..] · x` for an input of one row; then the worker's parts of `a·x`.
-    fn gemv(
-        &self,
-        weight: &QMatrix,
-        side: Option<&SideTarget>,
-        features: Range<usize>,
-        out: &mut [f32],
-        share: &mut Share,
-    ) {
-        if let Some(side) = side {
-            side.prefetch(tiles(&features));
-        }
-        let size = weight.row_size_bytes();
-        let weights = weight.bytes()[features.start * size..features.end * size].as_ptr();
-        let (ops, block_type) = (self.kernels.ops, weight.block_type());
-        // SAFETY: `kernels` proves the instruction set; the slice above holds the rows; the input has as many columns.
-        unsafe {
-            if is_float(block_type) {
-                (ops.float_gemv)(block_type)(weights, size, self.values, out);
-            } else {
-                let x = self.quantized.expect("quantised for a quantised weight").group(0);
-                (ops.gemv)(block_type)(weights, size, x, out);
-            }
-        }
-        self.reduce_parts(share);
-    }
-
-    /// `out += b[features, ..] · a·x` for an input of one row; the range starts at a tile.
-    fn add_side(&self, side: &SideTarget, ax: SideInput, features: Range<usize>, out: &mut [f32]) {
-        let (ops, tiles) = (self.kernels.ops, tiles(&features));
-        let (whole, rest) = out.as_chunks_mut::<TILE>();
-        let whole_tiles = tiles.start..tiles.start + whole.len();
-        // SAFETY: `kernels` proves the instruction set; tiles and runs are as many on both sides.
-        unsafe {
-            (ops.side_rows)(side.tiles(whole_tiles), ax, whole);
-            if !rest.is_empty() {
-                let mut last = [[0.0; TILE]];
-                last[0][..rest.len()].copy_from_slice(rest);
-                (ops.side_rows)(side.tiles(tiles.end - 1..tiles.end), ax, &mut last);
-                rest.copy_from_slice(&last[0][..rest.len()]);
-            }
-        }
-    }
-}
-
-/// The tiles that hold `features`.
-fn tiles(features: &Range<usize>) -> Range<usize> {
-    features.start / TILE..features.end.div_ceil(TILE)
-}
-
-/// A tile of a weight, unpacked into a worker's scratch memory.
-struct Unpacked<'a> {
-    block_type: BlockType,
-    panel: Panel,
-    side: Option<(&'a SideTarget, &'a [f32])>,
-}
-
-impl<'a> Unpacked<'a> {
-    fn new(
-        shared: &Shared,
-        buffer: &'a mut PanelBuffer,
-        side_buffer: &'a mut Vec<f32>,
-        weight: &QMatrix,
-        side: Option<&'a SideTarget>,
-        tile: usize,
-    ) -> Self {
-        let ops = shared.kernels.ops;
-        let panel = buffer.unpack(ops, weight, tile);
-        let side = side.map(|side| {
-            side_buffer.resize(side.rank * TILE, 0.0);
-            // SAFETY: `kernels` proves the instruction set.
-            unsafe { (ops.rows.side_panel)(side.tiles(tile..tile + 1), side_buffer) };
-            (side, &side_buffer[..])
-        });
-        Self { block_type: weight.block_type(), panel, side }
-    }
-
-    /// The products of the tile with the input's rows `8 · group..`, side path included.
-    fn multiply(&self, shared: &Shared, group: usize, out: &mut Block) {
-        let ops = shared.kernels.ops;
-        let block_type = self.block_type;
-        let first = group * GROUP;
-        let rows = (shared.rows - first).min(GROUP);
-        // SAFETY: `kernels` proves the instruction set; the panel holds as many columns as the input.
-        unsafe {
-            if is_float(block_type) {
-                *out = Block::default();
-                let x = &shared.values[first * shared.cols..][..rows * shared.cols];
-                (ops.float_multiply)(self.panel.d, x, shared.cols, rows, shared.cols, out);
-            } else {
-                let x = shared.quantized.expect("quantised for a quantised weight").group(group);
-                (ops.multiply)(block_type)(self.panel, x, out);
-            }
-        }
-        if let Some((target, b)) = self.side {
-            let ax = &shared.side[first * shared.side_stride + target.start..];
-            // SAFETY: `kernels` proves the instruction set; `b` is `[rank, 16]`, and `ax` has the rows.
-            unsafe { (ops.float_multiply)(b.as_ptr(), ax, shared.side_stride, rows, target.rank, out) };
         }
     }
 }
