@@ -35,7 +35,7 @@ unsafe impl Sync for LoneRow<'_> {}
 
 /// What one worker has of a [`LoneRow`]; its buffers are reused from call to call.
 #[derive(Default)]
-pub(super) struct Share {
+pub(super) struct WorkerSums {
     worker: usize,
     computed: bool,
     /// `[panels, 16]`
@@ -59,29 +59,29 @@ impl<'a> LoneRow<'a> {
     }
 
     /// What every worker does first. It fetches what [`compute`](Self::compute) needs.
-    pub(super) fn start(&self, share: &mut Share, worker: usize) {
-        (share.worker, share.computed) = (worker, false);
+    pub(super) fn start(&self, sums: &mut WorkerSums, worker: usize) {
+        (sums.worker, sums.computed) = (worker, false);
         self.path.a.prefetch(worker, self.worker_count);
     }
 
     /// Computes the worker's parts, unless it has; every worker must, since all wait for all parts.
     /// `product(panel, column part)` must not panic.
-    pub(super) fn compute(&self, share: &mut Share, product: impl Fn(usize, usize) -> [f32; TILE]) {
-        if share.computed {
+    pub(super) fn compute(&self, sums: &mut WorkerSums, product: impl Fn(usize, usize) -> [f32; TILE]) {
+        if sums.computed {
             return;
         }
         let first = |worker: usize| self.part_count * worker / self.worker_count;
-        for part in first(share.worker)..first(share.worker + 1) {
+        for part in first(sums.worker)..first(sums.worker + 1) {
             let values = product(part / COLUMN_PARTS, part % COLUMN_PARTS);
             // SAFETY: no other worker has this part.
             unsafe { *self.parts.add(part) = values };
         }
-        share.computed = true;
+        sums.computed = true;
         self.computing.0.fetch_sub(1, Ordering::Release);
     }
 
     /// Adds up the parts and rounds their sums, once all workers have computed theirs.
-    pub(super) fn finish(&self, share: &mut Share) {
+    pub(super) fn finish(&self, sums: &mut WorkerSums) {
         let mut spins = 0u32;
         while self.computing.0.load(Ordering::Acquire) > 0 {
             spins = spins.wrapping_add(1);
@@ -91,22 +91,22 @@ impl<'a> LoneRow<'a> {
                 std::hint::spin_loop();
             }
         }
-        share.ax.resize(self.path.a.count() * TILE, 0.0);
-        share.runs.resize(self.path.run_count(), RankRun::default());
-        share.steps.resize(self.path.targets.len(), 0.0);
+        sums.ax.resize(self.path.a.count() * TILE, 0.0);
+        sums.runs.resize(self.path.run_count(), RankRun::default());
+        sums.steps.resize(self.path.targets.len(), 0.0);
         // SAFETY: all parts are written, and nobody writes them again.
         let parts = unsafe { std::slice::from_raw_parts(self.parts, self.part_count) };
-        for (parts, ax) in parts.as_chunks::<COLUMN_PARTS>().0.iter().zip(share.ax.as_chunks_mut::<TILE>().0) {
+        for (parts, ax) in parts.as_chunks::<COLUMN_PARTS>().0.iter().zip(sums.ax.as_chunks_mut::<TILE>().0) {
             *ax = std::array::from_fn(|index| parts.iter().map(|part| part[index]).sum());
         }
         for target in self.path.targets.iter().flatten() {
-            let runs = &mut share.runs[target.first_run..][..target.run_count()];
-            share.steps[target.index] = round_input(&share.ax[target.start..][..target.rank], runs);
+            let runs = &mut sums.runs[target.first_run..][..target.run_count()];
+            sums.steps[target.index] = round_input(&sums.ax[target.start..][..target.rank], runs);
         }
     }
 }
 
-impl Share {
+impl WorkerSums {
     /// `target`'s part of `a·x`, of a finished one.
     pub(super) fn input(&self, target: &SideTarget) -> SideInput<'_> {
         let runs = &self.runs[target.first_run..][..target.run_count()];

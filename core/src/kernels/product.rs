@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::activations::{BLOCK, CODES_BYTES, GROUP, Group, Input, Quantized, TILE};
 use super::formats::is_float;
-use super::lone_row::{LoneRow, Share};
+use super::lone_row::{LoneRow, WorkerSums};
 use super::panels::{PanelBuffer, Panels};
 use super::side_path::{SideInput, SidePath, SideTarget};
 use super::{Block, Kernels, OutPointer, Panel};
@@ -48,7 +48,7 @@ struct Shared<'a> {
 struct Scratch {
     panels: [PanelBuffer; 2],
     side: [Vec<f32>; 2],
-    lone_row: Share,
+    lone_row: WorkerSums,
     /// Of one row, `up·x` while the gate's product is in the output.
     ups: Vec<f32>,
     /// Of one row, the features whose products are done: index of the product and stretch.

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    BLOCK, Block, CODES_BYTES, Group, Panels, QMatrix, Scratch, Share, Shared, SideInput, SideTarget, TILE, is_float,
+    BLOCK, Block, CODES_BYTES, Group, Panels, QMatrix, Scratch, Shared, SideInput, SideTarget, TILE, WorkerSums,
+    is_float,
 };
 use crate::kernels::lone_row::COLUMN_PARTS;
 
@@ -26,9 +27,9 @@ impl Shared<'_> {
     }
 
     /// The worker's parts of one row's `a·x`, unless it has computed them.
-    pub(super) fn reduce_parts(&self, share: &mut Share) {
+    pub(super) fn reduce_parts(&self, sums: &mut WorkerSums) {
         if let Some(lone_row) = &self.lone_row {
-            lone_row.compute(share, |panel, part| self.reduce_part(lone_row.a(), panel, part));
+            lone_row.compute(sums, |panel, part| self.reduce_part(lone_row.a(), panel, part));
         }
     }
 
@@ -68,7 +69,7 @@ impl Shared<'_> {
         side: Option<&SideTarget>,
         features: Range<usize>,
         out: &mut [f32],
-        share: &mut Share,
+        sums: &mut WorkerSums,
     ) {
         if let Some(side) = side {
             side.prefetch(tiles(&features));
@@ -85,7 +86,7 @@ impl Shared<'_> {
                 (ops.gemv)(block_type)(weights, size, x, out);
             }
         }
-        self.reduce_parts(share);
+        self.reduce_parts(sums);
     }
 
     /// `out += b[features, ..] · a·x` for an input of one row; the range starts at a tile.

@@ -3,14 +3,14 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{Block, GROUP, Kernels, Share, Shared, SidePath, SideTarget, TILE};
+use super::{Block, GROUP, Kernels, Shared, SidePath, SideTarget, TILE, WorkerSums};
 use crate::kernels::Activations;
 use crate::threads::ThreadPool;
 
 /// A calling thread's memory.
 struct Caller {
     activations: Activations,
-    share: Share,
+    sums: WorkerSums,
     /// `[rank, 16]`
     b: Vec<f32>,
     /// The caller alone.
@@ -19,7 +19,7 @@ struct Caller {
 
 thread_local! {
     static CALLER: RefCell<Caller> =
-        RefCell::new(Caller { activations: Activations::new(), share: Share::default(), b: Vec::new(), pool: ThreadPool::new(1) });
+        RefCell::new(Caller { activations: Activations::new(), sums: WorkerSums::default(), b: Vec::new(), pool: ThreadPool::new(1) });
 }
 
 impl Kernels {
@@ -29,23 +29,23 @@ impl Kernels {
     /// # Panics
     /// If `x` or `y` do not have the side path's widths.
     pub fn add_side_path(&self, side: &SidePath, targets: Range<usize>, x: &[f32], y: &mut [f32]) {
-        CALLER.with_borrow_mut(|Caller { activations, share, b, pool }| {
+        CALLER.with_borrow_mut(|Caller { activations, sums, b, pool }| {
             let mut x = activations.input(x, side.a.cols);
             let rows = x.rows();
             assert!(y.len().is_multiple_of(rows * targets.len()), "{} outputs for {rows} rows", y.len());
             let (width, out) = (y.len() / rows, y.len() / rows / targets.len());
             let shared = self.share(pool, &mut x, std::iter::empty(), Some(side));
             if let Some(lone_row) = &shared.lone_row {
-                lone_row.start(share, 0);
-                shared.reduce_parts(share);
-                lone_row.finish(share);
+                lone_row.start(sums, 0);
+                shared.reduce_parts(sums);
+                lone_row.finish(sums);
             }
             for (index, target) in side.targets[targets].iter().enumerate() {
                 let Some(target) = target else { continue };
                 assert_eq!(target.out, out, "a side path has the products' output features");
                 let first = index * out;
                 match rows {
-                    1 => shared.add_side(target, share.input(target), 0..out, &mut y[first..first + out]),
+                    1 => shared.add_side(target, sums.input(target), 0..out, &mut y[first..first + out]),
                     _ => shared.add_rows(target, b, &mut y[first..], width),
                 }
             }
