@@ -34,17 +34,18 @@ fn write_section(page: &mut String, section: &Section, title: &str, main: &str, 
     let _ = write!(
         page,
         "<p class=\"note\">Mean over tasks with 95% intervals (other items of the same tasks).</p><table><tr><th>arm<th>tasks\
-         <th>items<th>{main}<th>{second}<th>HAR<th>prompt tokens<th>prompt ms<th>item ms<th>pack ms</tr>"
+         <th>items<th>{main}<th>{second}<th>balanced<th>HAR<th>prompt tokens<th>prompt ms<th>item ms<th>pack ms</tr>"
     );
     for arm in &section.arms {
         let _ = write!(
             page,
-            "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{:.1}<td>{:.0}<td>{:.0}<td>{:.0}<td>{:.0}</tr>",
+            "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{:.1}<td>{:.0}<td>{:.0}<td>{:.0}<td>{:.0}</tr>",
             arm.arm.name(),
             arm.task_count,
             arm.main.n,
             percent(&arm.main),
             percent(&arm.second),
+            arm.balanced.as_ref().map_or_else(|| "–".to_owned(), percent),
             100.0 * arm.harmonic,
             arm.prompt_tokens,
             arm.prompt_ms,

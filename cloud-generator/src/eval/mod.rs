@@ -25,6 +25,6 @@ pub use packs::{PackSources, Packs};
 pub use report::{ArmSummary, Difference, Report, Section, TaskSummary};
 pub use run::{EvalOptions, EvalProgress, Evaluation, Outcome, evaluate};
 pub use score::{Score, log_likelihoods, rank, rouge_l};
-pub use statistics::{Estimate, macro_mean, paired};
+pub use statistics::{Estimate, balanced, macro_mean, paired};
 pub use task::{EvalTask, select};
 pub use token_routed::TokenRouted;

@@ -2,7 +2,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::{Arm, Estimate, Outcome, Score, macro_mean, paired};
+use super::{Arm, Estimate, Outcome, Score, balanced, macro_mean, paired};
 
 /// What an evaluation found.
 #[derive(Clone, Debug, Serialize)]
@@ -37,6 +37,9 @@ pub struct ArmSummary {
     pub main: Estimate,
     /// The same of the second metric.
     pub second: Estimate,
+    /// Balanced accuracy, the mean over the tasks with a label set: what is left of the first metric without the labels'
+    /// frequencies.
+    pub balanced: Option<Estimate>,
     /// HAR: the harmonic mean over tasks of the first metric.
     pub harmonic: f64,
     /// Tokens in the context that are not the item's.
@@ -111,6 +114,7 @@ impl Section {
         let arms = present.iter().map(|&arm| {
             let mains: Vec<Estimate> = of_arm(arm).map(|outcome| Estimate::of(&main(outcome))).collect();
             let seconds: Vec<Estimate> = of_arm(arm).map(|outcome| Estimate::of(&second(outcome))).collect();
+            let balanced_of: Vec<Estimate> = of_arm(arm).filter_map(|outcome| balanced(&outcome.scores)).collect();
             let mean =
                 |f: &dyn Fn(&Outcome) -> f64| of_arm(arm).map(|outcome| f(outcome)).sum::<f64>() / mains.len() as f64;
             ArmSummary {
@@ -119,6 +123,7 @@ impl Section {
                 harmonic: mains.len() as f64 / mains.iter().map(|task| 1.0 / task.mean.max(1e-9)).sum::<f64>(),
                 main: macro_mean(&mains),
                 second: macro_mean(&seconds),
+                balanced: (!balanced_of.is_empty()).then(|| macro_mean(&balanced_of)),
                 prompt_tokens: mean(&|outcome| outcome.prompt_tokens),
                 prompt_ms: 1e3 * mean(&|outcome| outcome.prompt_seconds),
                 item_ms: 1e3 * mean(&|outcome| outcome.item_seconds),
@@ -158,18 +163,19 @@ impl Section {
         let name = "arm";
         let _ = writeln!(
             text,
-            "{name:<17} {:>5} {:>6} {main:>11} {second:>11} {:>6} {:>8} {:>10} {:>8} {:>8}",
-            "tasks", "items", "HAR", "tokens", "prompt ms", "item ms", "pack ms"
+            "{name:<17} {:>5} {:>6} {main:>11} {second:>11} {:>11} {:>6} {:>8} {:>10} {:>8} {:>8}",
+            "tasks", "items", "balanced", "HAR", "tokens", "prompt ms", "item ms", "pack ms"
         );
         for arm in &self.arms {
             let _ = writeln!(
                 text,
-                "{:<17} {:>5} {:>6} {:>11} {:>11} {:>6.1} {:>8.0} {:>10.0} {:>8.0} {:>8.0}",
+                "{:<17} {:>5} {:>6} {:>11} {:>11} {:>11} {:>6.1} {:>8.0} {:>10.0} {:>8.0} {:>8.0}",
                 arm.arm.name(),
                 arm.task_count,
                 arm.main.n,
                 percent(&arm.main),
                 percent(&arm.second),
+                arm.balanced.as_ref().map_or_else(|| "–".to_owned(), percent),
                 100.0 * arm.harmonic,
                 arm.prompt_tokens,
                 arm.prompt_ms,
@@ -198,7 +204,7 @@ mod tests {
     use super::*;
 
     fn outcome(task: &str, arm: Arm, hits: &[u8]) -> Outcome {
-        let score = |&hit: &u8| Score { main: f64::from(hit), second: 0.0 };
+        let score = |&hit: &u8| Score { main: f64::from(hit), second: 0.0, label: None };
         Outcome {
             task: task.into(),
             arm,

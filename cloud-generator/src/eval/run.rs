@@ -203,7 +203,8 @@ fn run(
                 Some(tokens) => tokens.log_likelihoods(requests, cancel)?,
                 None => log_likelihoods(&mut reader, requests, cancel)?,
             };
-            rank(&likelihoods, choices, right.unwrap_or(usize::MAX))
+            let score = rank(&likelihoods, choices, right.unwrap_or(usize::MAX));
+            Score { label: right.filter(|_| !task.labels.is_empty()), ..score }
         } else {
             text_score(&greedy(edge, &mut reader, &requests[0].ids, options.answer_tokens_max, cancel)?, &item.outputs)
         });

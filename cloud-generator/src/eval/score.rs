@@ -11,6 +11,9 @@ pub struct Score {
     pub main: f64,
     /// The same with log-likelihoods divided by the choices' lengths in characters (`acc_norm`), or ROUGE-L.
     pub second: f64,
+    /// Index of the right label, where a task's items share a label set.
+    #[serde(default)]
+    pub label: Option<usize>,
 }
 
 /// Natural log-probabilities of the requests' answers. Requests that share their context compute it once.
@@ -50,7 +53,7 @@ pub fn rank(log_likelihoods: &[f64], choices: &[String], right: usize) -> Score 
         .map(|(score, choice)| score / choice.chars().count().max(1) as f64)
         .collect();
     let hit = |scores: &[f64]| f64::from(u8::from(first_largest(scores) == Some(right)));
-    Score { main: hit(log_likelihoods), second: hit(&normed) }
+    Score { main: hit(log_likelihoods), second: hit(&normed), label: None }
 }
 
 fn first_largest(values: &[f64]) -> Option<usize> {
@@ -70,6 +73,7 @@ pub(super) fn text_score(text: &str, answers: &[String]) -> Score {
     Score {
         main: best(&|answer| f64::from(u8::from(answer == words))),
         second: best(&|answer| rouge_l(&words, answer)),
+        label: None,
     }
 }
 
@@ -117,10 +121,10 @@ mod tests {
     fn accuracy_takes_the_likeliest_choice_and_its_normed_form_divides_by_characters() {
         let choices = strings(&["no", "certainly"]);
         // -2/2 = -1 against -4.5/9 = -0.5
-        assert_eq!(rank(&[-2.0, -4.5], &choices, 0), Score { main: 1.0, second: 0.0 });
-        assert_eq!(rank(&[-2.0, -4.5], &choices, 1), Score { main: 0.0, second: 1.0 });
+        assert_eq!(rank(&[-2.0, -4.5], &choices, 0), Score { main: 1.0, second: 0.0, label: None });
+        assert_eq!(rank(&[-2.0, -4.5], &choices, 1), Score { main: 0.0, second: 1.0, label: None });
         // Characters, not bytes: "é" is one.
-        assert_eq!(rank(&[-1.0, -1.5], &strings(&["é", "ab"]), 1), Score { main: 0.0, second: 1.0 });
+        assert_eq!(rank(&[-1.0, -1.5], &strings(&["é", "ab"]), 1), Score { main: 0.0, second: 1.0, label: None });
     }
 
     #[test]
@@ -132,7 +136,7 @@ mod tests {
     #[test]
     fn texts_match_regardless_of_case_and_punctuation() {
         let answers = strings(&["The cat sat.", "A dog"]);
-        assert_eq!(text_score("the cat, sat", &answers), Score { main: 1.0, second: 1.0 });
+        assert_eq!(text_score("the cat, sat", &answers), Score { main: 1.0, second: 1.0, label: None });
         let partly = text_score("the cat ran", &answers);
         assert_eq!(partly.main, 0.0);
         assert!((partly.second - 2.0 / 3.0).abs() < 1e-12);

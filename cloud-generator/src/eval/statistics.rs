@@ -1,4 +1,8 @@
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+
+use super::Score;
 
 /// Half the width of a 95% interval, in standard errors.
 const INTERVAL: f64 = 1.96;
@@ -28,6 +32,17 @@ impl Estimate {
     pub fn interval(&self) -> (f64, f64) {
         (self.mean - INTERVAL * self.standard_error, self.mean + INTERVAL * self.standard_error)
     }
+}
+
+/// Balanced accuracy: the mean over labels of the accuracy on their items, so that a model which always gives one answer
+/// scores one part of the labels, however common that answer is. `None` for items that share no label set.
+pub fn balanced(scores: &[Score]) -> Option<Estimate> {
+    let mut labels: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    for score in scores {
+        labels.entry(score.label?).or_default().push(score.main);
+    }
+    let labels: Vec<Estimate> = labels.values().map(|hits| Estimate::of(hits)).collect();
+    (!labels.is_empty()).then(|| macro_mean(&labels))
 }
 
 /// The mean over tasks, each alike; the standard error is that of drawing other items of the same tasks.
@@ -65,6 +80,16 @@ mod tests {
         let mean = macro_mean(&tasks);
         assert_eq!((mean.mean, mean.n), (0.5, 100));
         assert!((mean.standard_error - 0.025).abs() < 1e-12);
+    }
+
+    #[test]
+    fn balanced_accuracy_gives_nothing_for_the_commonest_answer() {
+        let score = |label, main| Score { main, second: 0.0, label };
+        let always_first = [score(Some(0), 1.0), score(Some(0), 1.0), score(Some(0), 1.0), score(Some(1), 0.0)];
+        let estimate = balanced(&always_first).unwrap();
+        assert_eq!((estimate.mean, estimate.n), (0.5, 4));
+        assert_eq!(balanced(&[score(Some(0), 1.0), score(None, 1.0)]), None);
+        assert_eq!(balanced(&[]), None);
     }
 
     #[test]
