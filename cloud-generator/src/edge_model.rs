@@ -67,6 +67,19 @@ impl EdgeModel {
     pub fn turn(&self, query: &str) -> Result<Vec<u32>> {
         self.encode(&[Message::user(query)])
     }
+
+    /// The tokens of `answer` after [`turn`](Self::turn), the one that ends the turn included if the template writes one.
+    /// `None` if the template does not write answers where it asks for them.
+    pub fn answer(&self, query: &str, answer: &str) -> Result<Option<Vec<u32>>> {
+        let options = RenderOptions { add_generation_prompt: false, default_system: false, ..RenderOptions::default() };
+        let messages = [Message::user(query), Message::assistant(answer)];
+        let ids = self.template.encode(&self.tokenizer, &messages, &options)?;
+        let answer = ids.strip_prefix(self.turn(query)?.as_slice());
+        Ok(answer.map(|ids| {
+            let end = ids.iter().position(|id| self.tokenizer.is_end(*id));
+            ids[..end.map_or(ids.len(), |end| end + 1)].to_vec()
+        }))
+    }
 }
 
 impl Reader {

@@ -18,7 +18,8 @@ use edgeweld_cloud::{Error, Result};
 
 use super::keygen::read_secret;
 
-/// Make the pack of one prompt by training: the edge model with the prompt teaches the one without it.
+/// Make the pack of one prompt by training: the edge model with the prompt teaches the one without it, or it learns from
+/// examples with their right answers.
 ///
 /// Takes minutes on two cores. An interrupted run continues when the same command is given again.
 #[derive(Args)]
@@ -29,7 +30,8 @@ pub(crate) struct RefineArgs {
     /// Text file of the system prompt.
     #[arg(long)]
     prompt_file: PathBuf,
-    /// JSON lines of what users may send: `{"query": "…", "split": "train" | "dev" | "test"}`, `split` optional. Without
+    /// JSON lines of what users may send: `{"query": "…", "answer": "…", "split": "train" | "dev" | "test"}`. `split` is
+    /// optional. Where all lines have an `answer`, these are learnt; otherwise what the prompted model answers. Without
     /// this file, the prompt's own examples are used (lines such as `User: …`).
     #[arg(long)]
     queries: Option<PathBuf>,
@@ -119,6 +121,7 @@ pub(crate) fn run(args: RefineArgs, cancel: &CancelToken) -> Result<()> {
         None => refine::from_prompt(&prompt),
     };
     let queries = refine::assign_splits(queries, options.seed)?;
+    let labelled = queries.iter().all(|(query, _)| query.answer.is_some());
     let edge = EdgeModel::load(&args.edge, args.threads)?;
     let grad = LanguageModel::load(&args.edge, &Device::Cpu)?;
     let generated = match (&args.generator, &args.cloud) {
@@ -143,7 +146,7 @@ pub(crate) fn run(args: RefineArgs, cancel: &CancelToken) -> Result<()> {
         }
         done => done?,
     };
-    print(&refined);
+    print(&refined, labelled);
 
     let plain = EncodeOptions { add_special: false, parse_special: false };
     let token_count = edge.tokenizer.encode(&prompt, plain)?.len() as u32;
@@ -152,9 +155,9 @@ pub(crate) fn run(args: RefineArgs, cancel: &CancelToken) -> Result<()> {
         ("steps".to_owned(), refined.best_step.to_string()),
         ("answers".to_owned(), refined.answer_count.to_string()),
         ("learning_rate".to_owned(), options.learning_rate.to_string()),
-        ("teacher_example_turns".to_owned(), (context.len() - 1).to_string()),
         ("seed".to_owned(), options.seed.to_string()),
     ]);
+    settings.extend((!labelled).then(|| ("teacher_example_turns".to_owned(), (context.len() - 1).to_string())));
     settings.extend(generated.map(|(name, _)| ("generator".to_owned(), name)));
     let info = PackInfo {
         model: edge.identity.clone(),
@@ -165,7 +168,7 @@ pub(crate) fn run(args: RefineArgs, cancel: &CancelToken) -> Result<()> {
             version: env!("CARGO_PKG_VERSION").into(),
             settings,
         },
-        quality: quality(&refined),
+        quality: quality(&refined, labelled),
         labels: BTreeMap::new(),
     };
     let bytes = pack::write_dense(&refined.lora, None, Precision::F16, info, signer.as_ref())?;
@@ -211,52 +214,63 @@ fn print_progress(progress: Progress) {
     let _ = std::io::stderr().flush();
 }
 
-fn print(refined: &Refined) {
-    let Refined { base, specialized, .. } = refined;
+fn print(refined: &Refined, labelled: bool) {
     let percent = |x: f64| format!("{:.1}%", x * 100.0);
+    let Refined { base, prompted, specialized, .. } = refined;
     println!(
         "{} steps (best: {}), {:.0} s of training, {:.0} tokens/s",
         refined.step_count, refined.best_step, refined.training_seconds, refined.tokens_per_second
     );
-    println!("on {} test queries, against the model with the prompt:", base.query_count);
-    println!("                              without pack   with pack");
-    println!(
-        "KL, nats per token            {:>12.4}   {:>9.4}  ({} less)",
-        base.divergence,
-        specialized.divergence,
-        percent(1.0 - specialized.divergence / base.divergence)
-    );
-    println!("same likeliest token          {:>12}   {:>9}", percent(base.top1), percent(specialized.top1));
-    println!("same greedy answer            {:>12}   {:>9}", percent(base.greedy), percent(specialized.greedy));
-    if base.consistent_count > 0 {
-        println!(
-            "… where the prompted model is {:>12}   {:>9}\n    consistent ({} queries)",
-            percent(base.consistent_greedy),
-            percent(specialized.consistent_greedy),
-            base.consistent_count
-        );
+    let (than, loss, same) = match labelled {
+        true => ("the answers given", "loss, nats per token", "right"),
+        false => ("the model with the prompt", "KL, nats per token", "same"),
+    };
+    println!("on {} test queries, against {than}:", base.query_count);
+    // Of the prompted model against itself there is nothing to say.
+    let row = |what: &str, [base, prompted, specialized]: [String; 3]| match labelled {
+        true => println!("{what:<29} {base:>12}   {prompted:>11}   {specialized:>9}"),
+        false => println!("{what:<29} {base:>12}   {specialized:>9}"),
+    };
+    let of_all = |f: &dyn Fn(&Fidelity) -> String| [f(base), f(prompted), f(specialized)];
+    row("", ["without pack", "with prompt", "with pack"].map(String::from));
+    row(loss, of_all(&|fidelity| format!("{:.4}", fidelity.divergence)));
+    row(&format!("{same} likeliest token"), of_all(&|fidelity| percent(fidelity.top1)));
+    row(&format!("{same} greedy answer"), of_all(&|fidelity| percent(fidelity.greedy)));
+    if !labelled {
+        println!("KL is {} less", percent(1.0 - specialized.divergence / base.divergence));
+        if base.consistent_count > 0 {
+            row("… where the prompted model is", of_all(&|fidelity| percent(fidelity.consistent_greedy)));
+            println!("    consistent ({} queries)", base.consistent_count);
+        }
     }
 }
 
-fn quality(refined: &Refined) -> Vec<Measurement> {
-    let Refined { base, specialized, .. } = refined;
-    let measurement = |metric: &str, set: &str, item_count, prompted, value: fn(&Fidelity) -> f64| Measurement {
+fn quality(refined: &Refined, labelled: bool) -> Vec<Measurement> {
+    let Refined { base, prompted, specialized, .. } = refined;
+    let measurement = |metric: &str, set: &str, item_count, value: fn(&Fidelity) -> f64| Measurement {
         metric: metric.into(),
         set: set.into(),
         item_count,
         base: value(base),
-        prompted,
+        prompted: value(prompted),
         specialized: value(specialized),
     };
-    let all = "test queries";
+    let (all, count) = ("test queries", base.query_count);
+    if labelled {
+        return vec![
+            measurement("loss_nats", all, count, |f| f.divergence),
+            measurement("right_likeliest_token", all, count, |f| f.top1),
+            measurement("right_greedy_answer", all, count, |f| f.greedy),
+        ];
+    }
     let mut quality = vec![
-        measurement("kl_to_prompted_nats", all, base.query_count, 0.0, |f| f.divergence),
-        measurement("same_likeliest_token", all, base.query_count, 1.0, |f| f.top1),
-        measurement("same_greedy_answer", all, base.query_count, 1.0, |f| f.greedy),
+        measurement("kl_to_prompted_nats", all, count, |f| f.divergence),
+        measurement("same_likeliest_token", all, count, |f| f.top1),
+        measurement("same_greedy_answer", all, count, |f| f.greedy),
     ];
     if base.consistent_count > 0 {
         let set = "test queries where the prompted model is consistent";
-        quality.push(measurement("same_greedy_answer", set, base.consistent_count, 1.0, |f| f.consistent_greedy));
+        quality.push(measurement("same_greedy_answer", set, base.consistent_count, |f| f.consistent_greedy));
     }
     quality
 }

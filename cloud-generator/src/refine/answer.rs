@@ -11,7 +11,7 @@ pub struct Distribution {
     pub top: Vec<(u32, f32)>,
 }
 
-/// What the teacher said to a query.
+/// What the teacher said to a query, or should have said.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// The user's turn.
@@ -27,6 +27,11 @@ pub struct Answer {
 }
 
 impl Distribution {
+    /// One token and no other.
+    pub fn certain(id: u32) -> Self {
+        Self { top: vec![(id, 0.0)] }
+    }
+
     /// The `count` likeliest tokens of `logits`.
     pub fn of(logits: &[f32], count: usize) -> Self {
         let log_sum = log_sum_exp(logits);

@@ -1,4 +1,5 @@
 use edgeweld::CancelToken;
+use edgeweld::chat::Message;
 use edgeweld::lora::LoraSet;
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,8 @@ use crate::edge_model::EdgeModel;
 /// answer at least every other time.
 const CONSISTENT: f64 = 0.5;
 
-/// How like the prompted model the unprompted one behaves, as a device computes both.
+/// How like the prompted model another one behaves, or how well it knows the answers that were given; as a device computes
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fidelity {
     /// KL(teacher ‖ student) at the tokens of the teacher's greedy answers: mean nats per token.
@@ -28,18 +30,20 @@ pub struct Fidelity {
     pub consistent_greedy: f64,
 }
 
-/// Compares the model with `lora` and without the prompt to what the teacher said. Sampled answers are left out.
+/// Compares the model with `lora`, after `context`, to what the teacher said. Sampled answers are left out.
 /// Without `decode_answers`, only [`divergence`](Fidelity::divergence) and [`top1`](Fidelity::top1) are measured.
 pub fn measure(
     edge: &EdgeModel,
     lora: Option<&LoraSet>,
+    context: &[Message],
     answers: &[&Answer],
     decode_answers: bool,
     cancel: &CancelToken,
 ) -> Result<Fidelity> {
     let side_path = lora.map(|lora| edge.side_path(lora)).transpose()?;
     let answers: Vec<&Answer> = answers.iter().copied().filter(|answer| answer.greedy).collect();
-    let turns: Vec<Vec<u32>> = answers.iter().map(|answer| edge.turn(&answer.query)).collect::<Result<_>>()?;
+    let turn = |answer: &&Answer| edge.encode(&[context, &[Message::user(&answer.query)]].concat());
+    let turns: Vec<Vec<u32>> = answers.iter().map(turn).collect::<Result<_>>()?;
     let capacity = turns.iter().zip(&answers).map(|(turn, answer)| turn.len() + answer.ids.len()).max().unwrap_or(1);
     let mut reader = edge.reader(capacity + 8, side_path)?;
     let mut fidelity = Fidelity { query_count: answers.len() as u32, ..Fidelity::default() };

@@ -8,6 +8,8 @@
 //! The teacher runs once, on the fast CPU backend, and everything it says is kept. The student is the same model on the
 //! differentiable backend with a LoRA that starts from zero or from a generator's. Queries are split three ways: `train`
 //! is learnt from, `dev` decides when to stop, `test` is only measured, and goes into the pack's manifest.
+//!
+//! Queries that have answers need no teacher: the answers are learnt, which can do more than the prompted model does.
 
 mod answer;
 mod fidelity;

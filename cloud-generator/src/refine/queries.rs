@@ -25,6 +25,9 @@ pub enum Split {
 pub struct Query {
     /// The user's turn.
     pub query: String,
+    /// What the model should answer; without it, what the prompted model does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     /// What it is for; where no line says, [`assign_splits`] does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<Split>,
@@ -35,20 +38,29 @@ const HELD_OUT_SHARE: f64 = 0.15;
 /// Fewest queries to refine with: below, nothing can be held out.
 const QUERIES_MIN: usize = 4;
 
-/// Reads a queries file: JSON lines, `{"query": "…", "split": "train" | "dev" | "test"}`; `split` is optional.
+/// Reads a queries file: JSON lines, `{"query": "…", "answer": "…", "split": "train" | "dev" | "test"}`; `split` is
+/// optional, and all lines or none have an `answer`.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::InvalidData`] for a line of another form.
 pub fn read_queries(path: &Path) -> Result<Vec<Query>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(index, line)| {
-            let invalid = |reason| Error::InvalidData { path: path.into(), line: index + 1, reason };
-            let query: Query = serde_json::from_str(line).map_err(|error| invalid(error.to_string()))?;
-            if query.query.trim().is_empty() { Err(invalid("the query is empty".into())) } else { Ok(query) }
-        })
-        .collect()
+    let mut queries: Vec<Query> = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let invalid = |reason: &str| Error::InvalidData { path: path.into(), line: index + 1, reason: reason.into() };
+        let query: Query = serde_json::from_str(line).map_err(|error| invalid(&error.to_string()))?;
+        if query.query.trim().is_empty() {
+            return Err(invalid("the query is empty"));
+        }
+        if query.answer.as_ref().is_some_and(|answer| answer.trim().is_empty()) {
+            return Err(invalid("the answer is empty"));
+        }
+        if queries.first().is_some_and(|first| first.answer.is_some() != query.answer.is_some()) {
+            return Err(invalid("either all queries have an answer or none"));
+        }
+        queries.push(query);
+    }
+    Ok(queries)
 }
 
 /// The queries that a prompt shows in its own examples: what follows `Input:`, `User:`, `Query:`, `Question:`, `Q:` or
@@ -64,7 +76,7 @@ pub fn from_prompt(prompt: &str) -> Vec<Query> {
         };
         let text = line[mark.len()..].trim().trim_matches('"');
         if !text.is_empty() && queries.iter().all(|query| query.query != text) {
-            queries.push(Query { query: text.to_owned(), split: None });
+            queries.push(Query { query: text.to_owned(), answer: None, split: None });
         }
     }
     queries
@@ -75,7 +87,7 @@ pub fn from_prompt(prompt: &str) -> Vec<Query> {
 ///
 /// # Errors
 /// [`Error::InvalidOption`] if there are fewer than four, or one of the splits would be empty.
-pub fn assign_splits(queries: Vec<Query>, seed: u64) -> Result<Vec<(String, Split)>> {
+pub fn assign_splits(queries: Vec<Query>, seed: u64) -> Result<Vec<(Query, Split)>> {
     let invalid = |reason: String| Error::InvalidOption { option: "--queries", reason };
     if queries.len() < QUERIES_MIN {
         return Err(invalid(format!("{} queries, at least {QUERIES_MIN} are needed", queries.len())));
@@ -94,7 +106,7 @@ pub fn assign_splits(queries: Vec<Query>, seed: u64) -> Result<Vec<(String, Spli
             return Err(invalid(format!("no query is left for {split:?}")));
         }
     }
-    Ok(queries.into_iter().map(|query| query.query).zip(splits).collect())
+    Ok(queries.into_iter().zip(splits).collect())
 }
 
 #[cfg(test)]
@@ -102,7 +114,7 @@ mod tests {
     use super::*;
 
     fn query(text: &str, split: Option<Split>) -> Query {
-        Query { query: text.into(), split }
+        Query { query: text.into(), answer: None, split }
     }
 
     #[test]
@@ -121,6 +133,26 @@ mod tests {
             |queries| matches!(assign_splits(queries, 7), Err(Error::InvalidOption { option: "--queries", .. }));
         assert!(refused(vec![query("a", None); 3]));
         assert!(refused(vec![query("a", Some(Split::Train)); 9]));
+    }
+
+    #[test]
+    fn reads_answers_of_all_lines_or_of_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("queries.jsonl");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read_queries(&path)
+        };
+        let queries = read("{\"query\": \"a\", \"answer\": \"b\"}\n\n{\"query\": \"c\", \"answer\": \"d\"}").unwrap();
+        assert_eq!(queries.iter().map(|query| query.answer.as_deref()).collect::<Vec<_>>(), [Some("b"), Some("d")]);
+        for (text, line) in [
+            ("{\"query\": \"a\"}\n{\"query\": \"c\", \"answer\": \"d\"}", 2),
+            ("{\"query\": \"a\", \"answer\": \" \"}", 1),
+            ("{\"query\": \" \"}", 1),
+            ("{\"query\": \"a\", \"anwser\": \"b\"}", 1),
+        ] {
+            assert!(matches!(read(text), Err(Error::InvalidData { line: at, .. }) if at == line), "{text}");
+        }
     }
 
     #[test]

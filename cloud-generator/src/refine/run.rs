@@ -12,7 +12,7 @@ use rand::seq::SliceRandom;
 
 use super::state::{Folder, State};
 use super::student::Lesson;
-use super::{Answer, Fidelity, RefineOptions, Split, Student, Teacher, measure};
+use super::{Answer, Distribution, Fidelity, Query, RefineOptions, Split, Student, Teacher, measure};
 use crate::edge_model::EdgeModel;
 use crate::generator::LanguageModel;
 use crate::{Error, Result};
@@ -60,6 +60,8 @@ pub struct Refined {
     pub lora: LoraSet,
     /// The unspecialised model without the prompt, on the `test` queries.
     pub base: Fidelity,
+    /// The unspecialised model with the prompt, on the `test` queries: itself, unless these have answers.
+    pub prompted: Fidelity,
     /// The model with [`lora`](Self::lora) and without the prompt, on the `test` queries.
     pub specialized: Fidelity,
     /// Steps until training stopped.
@@ -74,7 +76,8 @@ pub struct Refined {
     pub answer_count: usize,
 }
 
-/// Distils the prompted edge model into a LoRA for the unprompted one.
+/// Distils the prompted edge model into a LoRA for the unprompted one. Where queries have answers, those are learnt, and no
+/// teacher runs.
 ///
 /// `edge` and `grad` are the same model, on the two backends. `context` is what the teacher sees before a user's turn (see
 /// [`examples_as_turns`](edgeweld::chat::examples_as_turns)). `start` is a generator's LoRA. `folder` keeps what an
@@ -86,7 +89,7 @@ pub fn refine(
     edge: &EdgeModel,
     grad: &LanguageModel,
     context: &[Message],
-    queries: &[(String, Split)],
+    queries: &[(Query, Split)],
     start: Option<&LoraSet>,
     options: &RefineOptions,
     folder: PathBuf,
@@ -99,7 +102,10 @@ pub fn refine(
     let answers = match folder.answers() {
         Some(answers) => answers,
         None => {
-            let answers = teach(edge, context.to_vec(), queries, options, cancel, listener)?;
+            let answers = match given(edge, context, queries, options)? {
+                Some(answers) => answers,
+                None => teach(edge, context.to_vec(), queries, options, cancel, listener)?,
+            };
             folder.save_answers(&answers)?;
             answers
         }
@@ -123,7 +129,7 @@ pub fn refine(
             (state, best)
         }
         None => {
-            let dev = measure(edge, Some(&student.lora()?), &dev, false, cancel)?;
+            let dev = measure(edge, Some(&student.lora()?), &[], &dev, false, cancel)?;
             listener(Progress::Looked { step: 0, dev, best: true });
             (State { best_divergence: dev.divergence, ..State::default() }, copy(&student)?)
         }
@@ -160,7 +166,7 @@ pub fn refine(
         listener(Progress::Step { step: state.step, divergence: loss - floor, tokens_per_second, done });
         let last = state.step == options.step_count || state.seconds >= options.minutes * 60.0;
         if state.step % options.eval_steps == 0 || last {
-            let dev = measure(edge, Some(&student.lora()?), &dev, false, cancel)?;
+            let dev = measure(edge, Some(&student.lora()?), &[], &dev, false, cancel)?;
             let better = dev.divergence < state.best_divergence;
             if better {
                 (state.best_divergence, state.best_step, best) = (dev.divergence, state.step, copy(&student)?);
@@ -178,8 +184,9 @@ pub fn refine(
     }
     let lora = student.lora()?;
     let refined = Refined {
-        base: measure(edge, None, &test, true, cancel)?,
-        specialized: measure(edge, Some(&lora), &test, true, cancel)?,
+        base: measure(edge, None, &[], &test, true, cancel)?,
+        prompted: measure(edge, None, context, &test, true, cancel)?,
+        specialized: measure(edge, Some(&lora), &[], &test, true, cancel)?,
         lora,
         step_count: state.step,
         best_step: state.best_step,
@@ -191,20 +198,55 @@ pub fn refine(
     Ok(refined)
 }
 
+// The answers that the queries have, if they do.
+fn given(
+    edge: &EdgeModel,
+    context: &[Message],
+    queries: &[(Query, Split)],
+    options: &RefineOptions,
+) -> Result<Option<Vec<Answer>>> {
+    let invalid = |option, reason: &str| Err(Error::InvalidOption { option, reason: reason.into() });
+    if queries.iter().all(|(query, _)| query.answer.is_none()) {
+        return Ok(None);
+    }
+    if options.sampled_answers > 0 || options.sampled_queries > 0 {
+        return invalid("--queries", "nothing is sampled where queries have answers");
+    }
+    let mut answers = Vec::with_capacity(queries.len());
+    for (query, split) in queries {
+        let Some(answer) = &query.answer else {
+            return invalid("--queries", "either all queries have an answer or none");
+        };
+        let Some(ids) = edge.answer(&query.query, answer)? else {
+            return invalid("--edge", "its chat template does not write answers where it asks for them");
+        };
+        let required = edge.encode(&[context, &[Message::user(&query.query)]].concat())?.len() + ids.len();
+        let limit = edge.decoder.config.context_length;
+        if required > limit {
+            return Err(Error::PromptTooLong { actual: required, limit });
+        }
+        let expected = ids.iter().map(|id| Distribution::certain(*id)).collect();
+        answers.push(Answer { query: query.query.clone(), split: *split, greedy: true, ids, expected });
+    }
+    Ok(Some(answers))
+}
+
 // Greedy answers to every query; sampled ones, and sampled queries, for training only.
 fn teach(
     edge: &EdgeModel,
     context: Vec<Message>,
-    queries: &[(String, Split)],
+    queries: &[(Query, Split)],
     options: &RefineOptions,
     cancel: &CancelToken,
     listener: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Answer>> {
     let mut rng = StdRng::seed_from_u64(options.seed);
-    let lengths = queries.iter().map(|(query, _)| Ok(edge.turn(query)?.len()));
-    let query_tokens = lengths.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0).max(128);
+    let lengths = queries.iter().map(|(query, _)| Ok(edge.turn(&query.query)?.len()));
+    let longest = lengths.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
+    let query_tokens = if options.sampled_queries > 0 { longest.max(128) } else { longest };
     let mut teacher = Teacher::new(edge, context, query_tokens, options.answer_tokens_max)?;
-    let mut queries = queries.to_vec();
+    let mut queries: Vec<(String, Split)> =
+        queries.iter().map(|(query, split)| (query.query.clone(), *split)).collect();
     if options.sampled_queries > 0 {
         let given: Vec<String> =
             queries.iter().filter(|(_, split)| *split == Split::Train).map(|(query, _)| query.clone()).collect();

@@ -1,5 +1,7 @@
 //! Training and evaluation on a tiny model (the Llama of `core/tests/fixtures/tiny`, with a tokenizer of letters).
 
+mod refine;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
