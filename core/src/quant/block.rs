@@ -61,6 +61,7 @@ impl F16 {
         Self(half::f16::from_f32(value).to_le_bytes())
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn from_bits(bits: u16) -> Self {
         Self(bits.to_le_bytes())
     }
