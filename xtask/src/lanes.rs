@@ -44,8 +44,7 @@ pub(crate) const TEST: &[Lane] = &[
     lane("rust", || shell::run(shell::cargo(&["test", "--workspace"]).env("EDGEWELD_MODELS", models::folder()))),
     lane("onnx", || {
         let packages = ["test", "--package", "edgeweld", "--package", "edgeweld-ffi", "--no-default-features"];
-        let args =
-            ["--features", "edgeweld/onnx,edgeweld-ffi/onnx", "--lib", "--test", "onnx", "--test", "onnx_library"];
+        let args = ["--features", "edgeweld/onnx,edgeweld-ffi/onnx", "--lib", "--test", "onnx*"];
         let mut test = shell::cargo(&[&packages[..], &args].concat());
         test.env("EDGEWELD_MODELS", models::folder()).env("EDGEWELD_ONNXRUNTIME", onnxruntime::library()?);
         shell::run(&mut test)

@@ -86,7 +86,7 @@ impl SessionSource {
             for outcome in outcomes.iter_mut().filter(|outcome| outcome.refusal.is_none()) {
                 outcome.refusal = outcome.provider.register(&mut builder, self.threads).err();
             }
-            let error = match builder.commit_from_memory(graph) {
+            let error = match commit(&mut builder, graph, is_own) {
                 Ok(session) => {
                     log_outcomes(&outcomes);
                     return Ok((session, outcomes));
@@ -192,6 +192,20 @@ fn log_outcomes(outcomes: &[ProviderOutcome]) {
             None => log::info!("{} is used", provider.name()),
         }
     }
+}
+
+/// Makes a session, one at a time until one has our operators: ONNX Runtime looks up and enters an operator domain in a
+/// list of the process without a lock, so that of two sessions that enter it at once the second fails.
+fn commit(builder: &mut SessionBuilder, graph: &[u8], is_own: bool) -> ort::Result<Session> {
+    static REGISTERED: Mutex<bool> = Mutex::new(false);
+    let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *registered {
+        drop(registered);
+        return builder.commit_from_memory(graph);
+    }
+    let session = builder.commit_from_memory(graph);
+    *registered = is_own && session.is_ok();
+    session
 }
 
 /// Whether a weight is not the file's own.
