@@ -6,11 +6,15 @@ use edgeweld::CancelToken;
 use edgeweld_cloud::data::{Splits, Task, read_tasks};
 use edgeweld_cloud::edge_model::EdgeModel;
 use edgeweld_cloud::eval::{
-    Arm, EvalOptions, EvalTask, Format, Outcome, PackSources, Packs, Report, evaluate, html, select,
+    Arm, EvalOptions, EvalProgress, EvalTask, Format, Outcome, PackSources, Packs, RefineSource, Report, evaluate,
+    html, select,
 };
 use edgeweld_cloud::files::write_atomically;
 use edgeweld_cloud::generator::GeneratorInfo;
+use edgeweld_cloud::refine::{Progress, RefineOptions};
 use edgeweld_cloud::{Error, Result};
+
+use super::refine::print_progress;
 
 /// Which tasks of the files to evaluate on.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -78,6 +82,13 @@ pub(crate) struct EvalArgs {
     /// Examples in the prompt that a pack is made of.
     #[arg(long, default_value_t = 1)]
     pack_examples: usize,
+    /// Refine every pack first: learn so many items of its task with their answers, none of them an evaluated one. Packs stay
+    /// in the report's folder. Without a generator they start from zero.
+    #[arg(long, value_name = "COUNT")]
+    refine_examples: Option<usize>,
+    /// TOML file of settings for that, as `refine --config` takes it.
+    #[arg(long, requires = "refine_examples")]
+    refine_config: Option<PathBuf>,
     /// How items become text; default: harness for mc files of the eight reasoning sets, chat for all else.
     #[arg(long, value_enum)]
     format: Option<FormatArg>,
@@ -125,28 +136,44 @@ pub(crate) fn run(args: EvalArgs, cancel: &CancelToken) -> Result<()> {
         format,
         answer_tokens_max: args.answer_tokens,
     };
-    let settings = settings(&args, &options, &tasks)?;
+    let refine_options = RefineOptions::load(args.refine_config.as_deref())?;
+    let settings = settings(&args, &options, &refine_options, &tasks)?;
 
     std::fs::create_dir_all(&args.out).map_err(Error::io(&args.out))?;
     let (done, path) = outcomes(&args.out, &settings)?;
     let edge = EdgeModel::load(&args.edge, args.threads)?;
     let beside = args.generator.as_ref().map(|folder| folder.join("baseline")).filter(|folder| folder.exists());
     let baseline = args.baseline.clone().or(beside);
+    let packs_folder = args.out.join("packs");
     let sources = PackSources {
         generator: args.generator.as_deref().zip(args.cloud.as_deref()),
         lora: baseline.as_deref(),
         lora_prompt: args.prompted_baseline.as_deref(),
         token_routed: args.token_baseline.as_deref(),
+        refine: args.refine_examples.map(|example_count| RefineSource {
+            example_count,
+            options: &refine_options,
+            folder: &packs_folder,
+        }),
     };
     let packs = Packs::load(&args.edge, sources)?;
     let mut file = std::fs::File::options().append(true).open(&path).map_err(Error::io(&path))?;
     let evaluation = evaluate(&edge, &packs, &tasks, &options, done, cancel, &mut |progress| {
-        let outcome = progress.outcome;
+        let (done, total, outcome) = match progress {
+            EvalProgress::Refining { task, progress } => {
+                if matches!(progress, Progress::Looked { step: 0, .. } | Progress::Resumed { .. }) {
+                    eprintln!("refining the pack of {task}");
+                }
+                print_progress(progress);
+                return Ok(());
+            }
+            EvalProgress::Done { done, total, outcome } => (done, total, outcome),
+        };
         let line = serde_json::to_string(outcome).expect("plain values");
         writeln!(file, "{line}").map_err(Error::io(&path))?;
         let mean = outcome.scores.iter().map(|score| score.main).sum::<f64>() / outcome.scores.len() as f64;
         let (task, arm) = (&outcome.task, outcome.arm.name());
-        eprintln!("{}/{}  {task}  {arm}  {:.1}", progress.done, progress.total, 100.0 * mean);
+        eprintln!("{done}/{total}  {task}  {arm}  {:.1}", 100.0 * mean);
         Ok(())
     })?;
     let report = Report::of(&evaluation, settings);
@@ -192,7 +219,12 @@ fn tasks(args: &EvalArgs) -> Result<Vec<EvalTask>> {
     Ok(tasks)
 }
 
-fn settings(args: &EvalArgs, options: &EvalOptions, tasks: &[EvalTask]) -> Result<serde_json::Value> {
+fn settings(
+    args: &EvalArgs,
+    options: &EvalOptions,
+    refine_options: &RefineOptions,
+    tasks: &[EvalTask],
+) -> Result<serde_json::Value> {
     let name = |folder: &PathBuf| Ok::<_, Error>(GeneratorInfo::load(folder)?.name);
     let file = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
     Ok(serde_json::json!({
@@ -207,6 +239,8 @@ fn settings(args: &EvalArgs, options: &EvalOptions, tasks: &[EvalTask]) -> Resul
         "limit": args.limit,
         "labels_max": args.labels_max,
         "options": options,
+        "refined_on": args.refine_examples,
+        "refine_options": args.refine_examples.map(|_| refine_options),
         "tasks": tasks.iter().map(|task| &task.task.name).collect::<Vec<_>>(),
         "version": env!("CARGO_PKG_VERSION"),
     }))

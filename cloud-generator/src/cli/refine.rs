@@ -82,14 +82,7 @@ pub(crate) struct RefineArgs {
 
 impl RefineArgs {
     fn options(&self) -> Result<RefineOptions> {
-        let mut options = match &self.config {
-            None => RefineOptions::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-                toml::from_str(&text)
-                    .map_err(|error| Error::InvalidFile { path: path.clone(), reason: error.to_string() })?
-            }
-        };
+        let mut options = RefineOptions::load(self.config.as_deref())?;
         let set = |place: &mut usize, value: Option<usize>| *place = value.unwrap_or(*place);
         if let Some(rank) = self.rank {
             // The factor on the deltas stays.
@@ -189,13 +182,10 @@ fn generated(
     let device = Device::Cpu;
     let (generator, info) = Generator::load(folder, cloud, edge, &device)?;
     generator.attach_cloud_lora(&mut cloud.decoder);
-    let meta = generator.meta(cloud, &[cloud.encode(prompt)?], cancel)?;
-    let gates = generator.gates(&meta)?.of_prompt(0)?;
-    let lora = generator.pack_pool()?.mix(&gates, generator.config.composition.into())?;
-    Ok((info.name, lora))
+    Ok((info.name, generator.lora(cloud, cloud.encode(prompt)?, cancel)?))
 }
 
-fn print_progress(progress: Progress) {
+pub(super) fn print_progress(progress: Progress) {
     match progress {
         Progress::Teaching { done, total } => eprint!("\rteacher: {done} of {total} answers   "),
         Progress::Resumed { step } => eprintln!("continuing after step {step}"),

@@ -4,9 +4,11 @@ use candle_core::Device;
 use edgeweld::CancelToken;
 use edgeweld::lora::{LayerLora, LoraSet};
 
-use super::{Request, TokenRouted, lorahub};
+use super::refining::{RefineSource, Refining};
+use super::{EvalTask, Request, TokenRouted, lorahub};
 use crate::edge_model::EdgeModel;
 use crate::generator::{Generator, LanguageModel, Reading};
+use crate::refine::Progress;
 use crate::{Error, Result};
 
 /// What makes the LoRAs of the arms that have one.
@@ -15,6 +17,7 @@ pub struct Packs {
     lora: Option<LoraSet>,
     lora_prompt: Option<LoraSet>,
     token_routed: Option<TokenRouted>,
+    refining: Option<Refining>,
 }
 
 /// Where [`Packs`] come from.
@@ -28,16 +31,18 @@ pub struct PackSources<'a> {
     pub lora_prompt: Option<&'a Path>,
     /// Generator folder of token-routed experts.
     pub token_routed: Option<&'a Path>,
+    /// Packs are refined, from zero without a generator.
+    pub refine: Option<RefineSource<'a>>,
 }
 
 impl Packs {
-    /// Loads what the arms need, for the edge model in the GGUF file `edge`.
+    /// Loads what the arms need, for the edge model in the GGUF file at `path`.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] if a folder is malformed, for other models or of a generator that has no place in its arm.
-    pub fn load(edge: &Path, sources: PackSources) -> Result<Self> {
+    pub fn load(path: &Path, sources: PackSources) -> Result<Self> {
         let device = Device::Cpu;
-        let edge = LanguageModel::load(edge, &device)?;
+        let edge = LanguageModel::load(path, &device)?;
         let generator = sources.generator.map(|(folder, cloud)| {
             let mut cloud = LanguageModel::load(cloud, &device)?;
             let (generator, _) = Generator::load(folder, &cloud, &edge, &device)?;
@@ -52,7 +57,9 @@ impl Packs {
             }
             lora(&generator, &edge, "", &CancelToken::default())
         };
+        let refining = sources.refine.map(|source| Refining::new(LanguageModel::load(path, &device)?, source));
         Ok(Self {
+            refining: refining.transpose()?,
             generator: generator.transpose()?,
             lora: sources.lora.map(blind).transpose()?,
             lora_prompt: sources.lora_prompt.map(blind).transpose()?,
@@ -60,9 +67,25 @@ impl Packs {
         })
     }
 
-    pub(super) fn pack(&self, prompt: &str, cancel: &CancelToken) -> Result<LoraSet> {
-        let (generator, cloud) = self.generator()?;
-        lora(generator, cloud, prompt, cancel)
+    /// The LoRA of the task's prompt with `example_count` examples; `listener` hears of its refinement.
+    pub(super) fn pack(
+        &self,
+        edge: &EdgeModel,
+        task: &EvalTask,
+        example_count: usize,
+        cancel: &CancelToken,
+        listener: &mut dyn FnMut(Progress),
+    ) -> Result<LoraSet> {
+        let prompt = task.task.prompt(example_count);
+        let Some(refining) = &self.refining else {
+            let (generator, cloud) = self.generator()?;
+            return lora(generator, cloud, &prompt, cancel);
+        };
+        let start = self
+            .generator
+            .as_ref()
+            .map(|(generator, cloud)| generator.lora(cloud, ids(generator, cloud, &prompt)?, cancel));
+        refining.lora(edge, task, &prompt, start.transpose()?.as_ref(), cancel, listener)
     }
 
     pub(super) fn lorahub(&self, edge: &EdgeModel, shots: &[Request], cancel: &CancelToken) -> Result<LoraSet> {
@@ -97,10 +120,13 @@ fn invalid(option: &'static str, reason: &str) -> Error {
 
 // Layers without a delta get no pair, so that they cost nothing.
 fn lora(generator: &Generator, cloud: &LanguageModel, prompt: &str, cancel: &CancelToken) -> Result<LoraSet> {
-    let mut ids = cloud.encode(prompt)?;
-    ids.truncate(generator.config.prompt_tokens_max);
-    let gates = generator.gates(&generator.meta(cloud, &[ids], cancel)?)?.of_prompt(0)?;
-    let mut lora = generator.pack_pool()?.mix(&gates, generator.config.composition.into())?;
+    let mut lora = generator.lora(cloud, ids(generator, cloud, prompt)?, cancel)?;
     lora.layers[..generator.config.first_layer].fill(LayerLora::default());
     Ok(lora)
+}
+
+fn ids(generator: &Generator, cloud: &LanguageModel, prompt: &str) -> Result<Vec<u32>> {
+    let mut ids = cloud.encode(prompt)?;
+    ids.truncate(generator.config.prompt_tokens_max);
+    Ok(ids)
 }

@@ -12,6 +12,7 @@ use super::{Arm, EvalTask, Format, Packs, Request, Score, TokenRouted};
 use crate::Result;
 use crate::data::Item;
 use crate::edge_model::{EdgeModel, Reader};
+use crate::refine::Progress;
 
 /// What to evaluate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,13 +53,23 @@ pub struct Outcome {
 }
 
 /// What is being done.
-pub struct EvalProgress<'a> {
-    /// Arms of tasks that are done, of `total`.
-    pub done: usize,
-    /// All of them.
-    pub total: usize,
-    /// The latest.
-    pub outcome: &'a Outcome,
+pub enum EvalProgress<'a> {
+    /// A task's pack is refined.
+    Refining {
+        /// The task.
+        task: &'a str,
+        /// How far it is.
+        progress: Progress,
+    },
+    /// An arm on a task is done.
+    Done {
+        /// Arms of tasks that are done, of `total`.
+        done: usize,
+        /// All of them.
+        total: usize,
+        /// The latest.
+        outcome: &'a Outcome,
+    },
 }
 
 /// All outcomes, in the order of tasks and arms.
@@ -100,11 +111,19 @@ pub fn evaluate(
                 }
                 (_, None) => None,
                 (_, Some(source)) => {
-                    let prompt = source.task.prompt(options.pack_examples);
-                    if !sides.contains_key(&prompt) {
-                        sides.insert(prompt.clone(), edge.side_path(&packs.pack(&prompt, cancel)?)?);
+                    let name = &source.task.name;
+                    if !sides.contains_key(name) {
+                        let mut heard = Ok(());
+                        let mut refining = |progress| {
+                            if heard.is_ok() {
+                                heard = listener(EvalProgress::Refining { task: name, progress });
+                            }
+                        };
+                        let lora = packs.pack(edge, source, options.pack_examples, cancel, &mut refining)?;
+                        heard?;
+                        sides.insert(name.clone(), edge.side_path(&lora)?);
                     }
-                    sides.get(&prompt).cloned()
+                    sides.get(name).cloned()
                 }
             };
             let pack_seconds = if side.is_some() { start.elapsed().as_secs_f64() } else { 0.0 };
@@ -112,7 +131,7 @@ pub fn evaluate(
             let mut outcome = run(edge, side, tokens, task, arm, options, cancel)?;
             outcome.pack_of = source.map(|source| source.task.name.clone());
             outcome.pack_seconds = pack_seconds;
-            listener(EvalProgress { done: done_count, total, outcome: &outcome })?;
+            listener(EvalProgress::Done { done: done_count, total, outcome: &outcome })?;
             evaluation.push(outcome);
         }
     }

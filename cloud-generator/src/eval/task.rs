@@ -7,6 +7,8 @@ use crate::data::{Item, Task};
 pub struct EvalTask {
     /// The task; its items are the selected ones.
     pub task: Task,
+    /// Its other items, without those whose input is a selected one's.
+    pub rest: Vec<Item>,
     /// What every item is answered with; empty if items have choices of their own or are open.
     pub labels: Vec<String>,
     /// Examples from other items, where the task has none of its own.
@@ -67,8 +69,9 @@ pub fn select(tasks: Vec<Task>, limit: usize, labels_max: usize, open: bool) -> 
         let with_choices = task.items.iter().all(|item| item.choices.len() > 1);
         let labels = task.label_set(labels_max);
         let labels = if with_choices || labels.len() < 2 { Vec::new() } else { labels };
-        task.items.truncate(limit);
-        let task = EvalTask { task, labels, shots: Vec::new() };
+        let mut rest = task.items.split_off(limit.min(task.items.len()));
+        rest.retain(|item| task.items.iter().all(|selected| selected.input != item.input));
+        let task = EvalTask { task, rest, labels, shots: Vec::new() };
         if !task.task.items.is_empty() && (open || task.is_ranked()) {
             selected.push(task);
         }

@@ -2,9 +2,9 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use edgeweld::Digest;
-use edgeweld::lora::Target;
+use edgeweld::lora::{LoraSet, Target};
 use edgeweld::pack;
+use edgeweld::{CancelToken, Digest};
 use ndarray::{Array2, Array3};
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +117,12 @@ impl Generator {
         let mut generator = Self::new(info.generator.clone(), config, config, 0, device)?;
         generator.parameters.load(&folder.join(WEIGHTS), device)?;
         Ok((generator, info))
+    }
+
+    /// The LoRA of the prompt with these token IDs. Pairs of layers before `first_layer` are zero.
+    pub fn lora(&self, cloud: &LanguageModel, ids: Vec<u32>, cancel: &CancelToken) -> Result<LoraSet> {
+        let gates = self.gates(&self.meta(cloud, &[ids], cancel)?)?.of_prompt(0)?;
+        Ok(self.pack_pool()?.mix(&gates, self.config.composition.into())?)
     }
 
     /// The expert pool as packs hold it.

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -67,6 +69,16 @@ impl Default for RefineOptions {
 }
 
 impl RefineOptions {
+    /// Reads a TOML file of what differs from the defaults; these without one.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::InvalidFile`] for a setting that does not exist or a value of another type.
+    pub fn load(path: Option<&Path>) -> Result<Self> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        toml::from_str(&text).map_err(|error| Error::InvalidFile { path: path.into(), reason: error.to_string() })
+    }
+
     /// # Errors
     /// [`Error::InvalidOption`] for a value that no run can work with.
     pub fn check(&self) -> Result<()> {

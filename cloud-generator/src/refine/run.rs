@@ -81,7 +81,8 @@ pub struct Refined {
 ///
 /// `edge` and `grad` are the same model, on the two backends. `context` is what the teacher sees before a user's turn (see
 /// [`examples_as_turns`](edgeweld::chat::examples_as_turns)). `start` is a generator's LoRA. `folder` keeps what an
-/// interrupted run needs; the next call with the same arguments continues from there, and a finished one removes it.
+/// interrupted run needs; the next call with the same arguments continues from there, and a finished one removes it. Without
+/// `test` queries nothing is measured.
 ///
 /// # Errors
 /// [`Error::PromptTooLong`], [`Error::InvalidOption`]; [`edgeweld::Error::Cancelled`], after saving.

@@ -1,6 +1,7 @@
 //! Training and evaluation on a tiny model (the Llama of `core/tests/fixtures/tiny`, with a tokenizer of letters).
 
 mod refine;
+mod refined_packs;
 
 use std::path::{Path, PathBuf};
 
@@ -441,6 +442,7 @@ fn evaluated(model: &Path, folder: &Path) -> (EdgeModel, Packs, Vec<EvalTask>, E
         lora: Some(&baseline),
         lora_prompt: Some(&baseline),
         token_routed: Some(&by_token_folder),
+        refine: None,
     };
     let packs = Packs::load(model, sources).unwrap();
     let tasks = select(tasks(), 5, 4, false);
