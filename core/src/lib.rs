@@ -48,6 +48,7 @@ mod atomic_file;
 mod cancel;
 mod digest;
 mod error;
+mod huge_pages;
 
 pub use cancel::CancelToken;
 pub use digest::Digest;

@@ -1,60 +1,21 @@
-//! Memory in huge pages: the weights of sessions, and the pairs of side paths.
-//!
-//! A decoded token reads all of it once. In pages of 4 KiB it would wait for as many address translations, and a processor
-//! does not fetch ahead across the end of a page.
+//! Memory of the weights of sessions, in huge pages.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::c_void;
-use std::ptr::{self, NonNull};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::ptr;
+use std::sync::Arc;
 
-use memmap2::{MmapOptions, MmapRaw};
 use ort::AsPointer;
 use ort::environment::Environment;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys::{OrtAllocator, OrtMemoryInfo};
 
+use crate::huge_pages::{CACHE_LINE_BYTES, HugePages, Piece};
+
 /// Memory is taken from the system in pieces of at least this; of the last one, only the pages that are used take memory.
 const PIECE_BYTES: usize = 32 << 20;
 /// What ONNX Runtime's kernels expect of an address.
-const ALIGNMENT: usize = 64;
-
-/// Hands out memory in huge pages, where the system has them. A piece is given back with the last value in it.
-pub(super) struct HugePages(Mutex<Last>);
-
-/// The piece that was taken from last, and how much of it.
-struct Last {
-    piece: Weak<MmapRaw>,
-    used: usize,
-}
-
-impl HugePages {
-    pub(super) const fn new() -> Self {
-        Self(Mutex::new(Last { piece: Weak::new(), used: 0 }))
-    }
-
-    /// `size_bytes` that nobody else has, from a cache line on, and what keeps them; `None` if the system has no more.
-    pub(super) fn take(&self, size_bytes: usize) -> Option<(NonNull<u8>, Arc<MmapRaw>)> {
-        let size = size_bytes.checked_next_multiple_of(ALIGNMENT)?;
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let piece = match last.piece.upgrade().filter(|piece| piece.len() - last.used >= size) {
-            Some(piece) => piece,
-            None => {
-                let size = size.max(1).checked_next_multiple_of(PIECE_BYTES)?;
-                let piece = Arc::new(MmapRaw::from(MmapOptions::new().len(size).map_anon().ok()?));
-                // Refused where the system has no huge pages, which costs only speed.
-                #[cfg(target_os = "linux")]
-                let _ = piece.advise(memmap2::Advice::HugePage);
-                *last = Last { piece: Arc::downgrade(&piece), used: 0 };
-                piece
-            }
-        };
-        // SAFETY: `used + size` is within the piece.
-        let at = unsafe { piece.as_mut_ptr().add(last.used) };
-        last.used += size;
-        Some((NonNull::new(at)?, piece))
-    }
-}
+const ALIGNMENT: usize = CACHE_LINE_BYTES;
 
 /// ONNX Runtime's allocator: what it reserves for as long as a session lives lies in huge pages, the rest on the heap.
 #[repr(C)]
@@ -68,7 +29,7 @@ struct WeightAllocator {
 /// What lies before each address that [`WeightAllocator`] gave out, in as many bytes as [`ALIGNMENT`].
 struct Header {
     /// What keeps a reserved one.
-    piece: Option<Arc<MmapRaw>>,
+    piece: Option<Arc<Piece>>,
     /// Of one on the heap, this header included.
     size_bytes: usize,
 }
@@ -87,7 +48,7 @@ pub(super) fn register(environment: &Environment) -> ort::Result<()> {
         ..unsafe { OrtAllocator::default() }
     };
     // As long as the environment, which is the process's.
-    let allocator = Box::leak(Box::new(WeightAllocator { functions, info, reserved: HugePages::new() }));
+    let allocator = Box::leak(Box::new(WeightAllocator { functions, info, reserved: HugePages::new(PIECE_BYTES) }));
     let (environment, allocator) = (environment.ptr().cast_mut(), ptr::from_mut(allocator).cast());
     // SAFETY: both stay; the functions may be called from every thread.
     ort::ortsys![@ort: unsafe RegisterAllocator(environment, allocator) as Result]
@@ -144,35 +105,4 @@ unsafe extern "system" fn free(_: *mut OrtAllocator, address: *mut c_void) {
 unsafe extern "system" fn info_of(this: *const OrtAllocator) -> *const OrtMemoryInfo {
     // SAFETY: as in `reserve`.
     unsafe { &*this.cast::<WeightAllocator>() }.info.ptr()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_share_a_piece_until_it_is_full_and_give_it_back_with_the_last() {
-        let pages = HugePages::new();
-        let taken = [1, 100, 0, PIECE_BYTES, 7].map(|size_bytes| {
-            let (at, piece) = pages.take(size_bytes).unwrap();
-            assert_eq!(at.as_ptr().align_offset(ALIGNMENT), 0);
-            // SAFETY: nobody else has these bytes.
-            unsafe { at.as_ptr().write_bytes(size_bytes as u8, size_bytes) };
-            (at, piece)
-        });
-        let [first, second, none, large, last] = &taken;
-        assert_eq!(second.0.as_ptr() as usize - first.0.as_ptr() as usize, ALIGNMENT);
-        assert!(Arc::ptr_eq(&first.1, &none.1) && !Arc::ptr_eq(&first.1, &large.1) && !Arc::ptr_eq(&large.1, &last.1));
-        // SAFETY: written above.
-        assert_eq!(unsafe { [*second.0.as_ptr().add(99), *last.0.as_ptr().add(6)] }, [100, 7]);
-        let piece = Arc::downgrade(&last.1);
-        drop(taken);
-        assert_eq!(piece.strong_count(), 0);
-    }
-
-    #[test]
-    fn what_the_system_cannot_have_is_refused() {
-        assert!(HugePages::new().take(usize::MAX).is_none());
-        assert!(HugePages::new().take(usize::MAX / 2).is_none());
-    }
 }
